@@ -1,0 +1,64 @@
+"""Diffusion models as learned priors for probabilistic programming with NumPyro."""
+
+from numpyro_diffusion import (
+    analytic,
+    checkpoint,
+    datasets,
+    guidance,
+    handlers,
+    infer,
+    networks,
+    schedules,
+)
+from numpyro_diffusion.bound import (
+    BITS,
+    NATS,
+    importance_log_prob,
+    variational_bound,
+)
+from numpyro_diffusion.checkpoint import load, read_card, save
+from numpyro_diffusion.flow import ProbabilityFlow
+from numpyro_diffusion.forward import BernoulliForward, GaussianForward
+from numpyro_diffusion.likelihood import Likelihood
+from numpyro_diffusion.pretrained import load_pretrained
+from numpyro_diffusion.prior import DiffusionPrior
+from numpyro_diffusion.reverse import (
+    DataPrediction,
+    DenoisingError,
+    DenoisingReverse,
+    LogitPrediction,
+    VelocityPrediction,
+)
+from numpyro_diffusion.training import FitResult, denoising_error, fit
+
+__all__ = [
+    "BITS",
+    "NATS",
+    "BernoulliForward",
+    "DataPrediction",
+    "DenoisingError",
+    "DenoisingReverse",
+    "DiffusionPrior",
+    "FitResult",
+    "GaussianForward",
+    "Likelihood",
+    "LogitPrediction",
+    "ProbabilityFlow",
+    "VelocityPrediction",
+    "analytic",
+    "checkpoint",
+    "datasets",
+    "denoising_error",
+    "fit",
+    "guidance",
+    "handlers",
+    "importance_log_prob",
+    "infer",
+    "load",
+    "load_pretrained",
+    "networks",
+    "read_card",
+    "save",
+    "schedules",
+    "variational_bound",
+]

@@ -1,0 +1,269 @@
+r"""Forward diffusion: how data turn into noise, as NumPyro distributions.
+
+For times $s < t$ on a schedule, with $\bar\alpha_{t|s} = \bar\alpha_t / \bar\alpha_s$ and
+$\beta_{t|s} = 1 - \bar\alpha_{t|s}$:
+
+|            | Gaussian                                              | Bernoulli, base rate $\rho$ |
+|------------|-------------------------------------------------------|-----------------------------|
+| transition | $N(\sqrt{\bar\alpha_{t|s}}\,x_s,\ \beta_{t|s})$       | $P(1) = \bar\alpha_{t|s} x_s + \beta_{t|s}\rho$ |
+| marginal   | $N(\sqrt{\bar\alpha_t}\,x_0,\ 1-\bar\alpha_t)$        | $P(1) = \bar\alpha_t x_0 + (1-\bar\alpha_t)\rho$ |
+| posterior  | $q(x_s \mid x_t, x_0)$, by Bayes' rule                | idem |
+| terminal   | $N(0, 1)$                                             | $P(1) = \rho$ |
+
+Both kernels leave the terminal law invariant and are in detailed balance with it. All
+laws factorise over the entries of an event; their entropies are NumPyro's
+`law.entropy()`, in nats.
+
+Source: Sohl-Dickstein et al. 2015, table App.1, with the base rate of appendix D.1.2.
+"""  # noqa: E501
+
+import abc
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Num
+from numpyro.distributions import kl_divergence
+
+from numpyro_diffusion.schedules import AbstractSchedule
+
+__all__ = ["AbstractForward", "BernoulliForward", "GaussianForward"]
+
+
+class AbstractForward(eqx.Module):
+    """A forward diffusion process on one event (an array of any shape)."""
+
+    schedule: eqx.AbstractVar[AbstractSchedule]
+
+    @abc.abstractmethod
+    def transition(
+        self, x_s: Num[Array, "*event"], s: ArrayLike, t: ArrayLike
+    ) -> dist.Distribution:
+        """The law q(x_t | x_s), `s < t`, of shape `event`."""
+
+    @abc.abstractmethod
+    def marginal(self, x0: Num[Array, "*event"], t: ArrayLike) -> dist.Distribution:
+        """The law q(x_t | x_0), of shape `event`."""
+
+    @abc.abstractmethod
+    def posterior(
+        self,
+        x_t: Num[Array, "*event"],
+        x0: Num[Array, "*event"],
+        s: ArrayLike,
+        t: ArrayLike,
+    ) -> dist.Distribution:
+        """The law q(x_s | x_t, x_0), `s < t`: the bridge between data and noise."""
+
+    @abc.abstractmethod
+    def averaged_posterior(
+        self,
+        x_t: Num[Array, "*event"],
+        x0_mean: Float[Array, "*event"],
+        x0_variance: Float[Array, "*#event"] | Float[Array, ""] | float,
+        s: ArrayLike,
+        t: ArrayLike,
+    ) -> dist.Distribution:
+        """The bridge averaged over an uncertain x_0: a reverse transition.
+
+        Args:
+            x_t: The noisy event.
+            x0_mean: Mean of x_0 given x_t, per entry.
+            x0_variance: Its variance per entry; a bit has none beside its mean's.
+            s: The earlier (cleaner) time.
+            t: The time of `x_t`.
+
+        Returns:
+            The factorised law with the mean and variance of the average (for bits the
+            average itself).
+        """
+
+    @abc.abstractmethod
+    def terminal(self, event_shape: tuple[int, ...]) -> dist.Distribution:
+        """The law of x_1, which knows nothing of the data."""
+
+    @abc.abstractmethod
+    def kl(self, q: dist.Distribution, p: dist.Distribution) -> Float[Array, ""]:
+        """KL(q || p), in nats, of a factorised law q of this process's family.
+
+        Raises:
+            NotImplementedError: There is no closed form for a `p` of this kind.
+        """
+
+
+class GaussianForward(AbstractForward):
+    """Gaussian diffusion that preserves unit variance.
+
+    Attributes:
+        schedule: The curve of the signal.
+    """
+
+    schedule: AbstractSchedule
+
+    def transition(
+        self, x_s: Num[Array, "*event"], s: ArrayLike, t: ArrayLike
+    ) -> dist.Distribution:
+        kept, beta = self.schedule.kept(s, t), self.schedule.beta(s, t)
+        return _normal(jnp.sqrt(kept) * x_s, beta)
+
+    def marginal(self, x0: Num[Array, "*event"], t: ArrayLike) -> dist.Distribution:
+        return _normal(
+            jnp.sqrt(self.schedule.alpha_bar(t)) * x0, self.schedule.noise(t)
+        )
+
+    def bridge_coefficients(
+        self, s: ArrayLike, t: ArrayLike
+    ) -> tuple[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]]:
+        r"""$A, B, \tilde\sigma^2$ of $q(x_s|x_t,x_0) = N(A x_0 + B x_t, \tilde\sigma^2)$.
+
+        `t` must be positive; at `s = 0` they are exactly 1, 0, 0.
+        """
+        kept, beta = self.schedule.kept(s, t), self.schedule.beta(s, t)
+        noise_s, noise_t = self.schedule.noise(s), self.schedule.noise(t)
+        on_x0 = jnp.sqrt(self.schedule.alpha_bar(s)) * (beta / noise_t)
+        on_x_t = jnp.sqrt(kept) * (noise_s / noise_t)
+        return on_x0, on_x_t, beta * (noise_s / noise_t)
+
+    def posterior(
+        self,
+        x_t: Num[Array, "*event"],
+        x0: Num[Array, "*event"],
+        s: ArrayLike,
+        t: ArrayLike,
+    ) -> dist.Distribution:
+        on_x0, on_x_t, variance = self.bridge_coefficients(s, t)
+        return _normal(on_x0 * x0 + on_x_t * x_t, variance)
+
+    def averaged_posterior(
+        self,
+        x_t: Num[Array, "*event"],
+        x0_mean: Float[Array, "*event"],
+        x0_variance: Float[Array, "*#event"] | Float[Array, ""] | float,
+        s: ArrayLike,
+        t: ArrayLike,
+    ) -> dist.Distribution:
+        on_x0, on_x_t, variance = self.bridge_coefficients(s, t)
+        return _normal(
+            on_x0 * x0_mean + on_x_t * x_t, variance + on_x0**2 * x0_variance
+        )
+
+    def terminal(self, event_shape: tuple[int, ...]) -> dist.Distribution:
+        return _normal(jnp.zeros(event_shape), 1.0)
+
+    def kl(self, q: dist.Distribution, p: dist.Distribution) -> Float[Array, ""]:
+        if isinstance(p, dist.MultivariateNormal):
+            # A full-covariance p (see `analytic`); NumPyro wants both in that form.
+            scale = jnp.diag(jnp.sqrt(q.variance))
+            q = dist.MultivariateNormal(q.mean, scale_tril=scale)
+        return kl_divergence(q, p)
+
+
+class BernoulliForward(AbstractForward):
+    """Bernoulli diffusion (the 2015 paper's "binomial"): bits forget their value.
+
+    Attributes:
+        schedule: The curve of the signal.
+        rate: Probability of a one under the terminal law, in (0, 1): one number or one
+            per entry of the event. The paper's table has 0.5, its heartbeat 0.2.
+    """
+
+    schedule: AbstractSchedule
+    rate: float | Float[Array, "..."] = 0.5
+
+    def __check_init__(self) -> None:
+        if isinstance(self.rate, float) and not 0.0 < self.rate < 1.0:
+            raise ValueError(
+                f"BernoulliForward: rate must lie in (0, 1), got {self.rate}."
+            )
+
+    def transition(
+        self, x_s: Num[Array, "*event"], s: ArrayLike, t: ArrayLike
+    ) -> dist.Distribution:
+        return _bernoulli(
+            self._mix(x_s, self.schedule.kept(s, t), self.schedule.beta(s, t))
+        )
+
+    def marginal(self, x0: Num[Array, "*event"], t: ArrayLike) -> dist.Distribution:
+        return _bernoulli(self._marginal_probability(x0, t))
+
+    def posterior(
+        self,
+        x_t: Num[Array, "*event"],
+        x0: Num[Array, "*event"],
+        s: ArrayLike,
+        t: ArrayLike,
+    ) -> dist.Distribution:
+        return _bernoulli(self._posterior_probability(x_t, x0, s, t))
+
+    def averaged_posterior(
+        self,
+        x_t: Num[Array, "*event"],
+        x0_mean: Float[Array, "*event"],
+        x0_variance: Float[Array, "*#event"] | Float[Array, ""] | float,
+        s: ArrayLike,
+        t: ArrayLike,
+    ) -> dist.Distribution:
+        del x0_variance  # a bit's mean says all of its law
+        if_one = self._posterior_probability(x_t, jnp.ones_like(x0_mean), s, t)
+        if_zero = self._posterior_probability(x_t, jnp.zeros_like(x0_mean), s, t)
+        return _bernoulli(x0_mean * if_one + (1.0 - x0_mean) * if_zero)
+
+    def terminal(self, event_shape: tuple[int, ...]) -> dist.Distribution:
+        return _bernoulli(jnp.broadcast_to(self.rate, event_shape))
+
+    def kl(self, q: dist.Distribution, p: dist.Distribution) -> Float[Array, ""]:
+        # NumPyro has no Bernoulli KL, and its log_prob clamps: here 0 log 0 = 0 and a
+        # certain p that q contradicts costs infinity.
+        if isinstance(p, dist.MixtureSameFamily):
+            raise NotImplementedError("no closed-form KL to a mixture")
+        q1, p1 = q.mean, p.mean
+        return jnp.sum(_xlogy_ratio(q1, p1) + _xlogy_ratio(1.0 - q1, 1.0 - p1))
+
+    def evidence(
+        self, x_t: Num[Array, "*event"], t: ArrayLike
+    ) -> Float[Array, "*event"]:
+        """Log-odds that x_t alone gives for x_0 = 1: log q(x_t|1) - log q(x_t|0).
+
+        Infinite at `t = 0`, where the bit is known.
+        """
+        if_one = self._marginal_probability(jnp.ones(x_t.shape), t)
+        if_zero = self._marginal_probability(jnp.zeros(x_t.shape), t)
+        for_one = jnp.log(if_one) - jnp.log(if_zero)
+        for_zero = jnp.log1p(-if_one) - jnp.log1p(-if_zero)
+        return jnp.where(x_t > 0.5, for_one, for_zero)
+
+    def _mix(self, x: Array, kept: Array, lost: Array) -> Float[Array, "*event"]:
+        return kept * x + lost * jnp.broadcast_to(self.rate, x.shape)
+
+    def _marginal_probability(self, x0: Array, t: ArrayLike) -> Float[Array, "*event"]:
+        return self._mix(x0, self.schedule.alpha_bar(t), self.schedule.noise(t))
+
+    def _posterior_probability(
+        self, x_t: Array, x0: Array, s: ArrayLike, t: ArrayLike
+    ) -> Float[Array, "*event"]:
+        kept, lost = self.schedule.kept(s, t), self.schedule.beta(s, t)
+        prior_one = self._marginal_probability(x0, s)
+        one_from_one = self._mix(jnp.ones(x0.shape), kept, lost)
+        one_from_zero = self._mix(jnp.zeros(x0.shape), kept, lost)
+        is_one = x_t > 0.5
+        from_one = jnp.where(is_one, one_from_one, 1.0 - one_from_one)
+        from_zero = jnp.where(is_one, one_from_zero, 1.0 - one_from_zero)
+        joint_one = prior_one * from_one
+        return joint_one / (joint_one + (1.0 - prior_one) * from_zero)
+
+
+def _normal(loc: Array, variance: ArrayLike) -> dist.Distribution:
+    scale = jnp.broadcast_to(jnp.sqrt(variance), loc.shape)
+    return dist.Normal(loc, scale).to_event(loc.ndim)
+
+
+def _bernoulli(probability: Array) -> dist.Distribution:
+    return dist.BernoulliProbs(probability).to_event(probability.ndim)
+
+
+def _xlogy_ratio(q: Array, p: Array) -> Array:
+    """`q log(q / p)`, 0 where q is 0, and with finite gradients there."""
+    safe_q = jnp.where(q > 0.0, q, 1.0)
+    safe_p = jnp.where(q > 0.0, p, 1.0)
+    return jnp.where(q > 0.0, q * (jnp.log(safe_q) - jnp.log(safe_p)), 0.0)

@@ -1,0 +1,67 @@
+r"""Tilted transitions: the reverse chain, told what was observed.
+
+The posterior of $x_0$ is the reverse chain with each step tilted by how well its outcome
+explains the data, $p(x_s | x_t)\, \psi_s(x_s) / \psi_t(x_t)$ with
+$\psi_t(x_t) = E[p(y | x_0) \mid x_t]$. No $\psi_t$ but $\psi_0 = p(y | x_0)$ is known
+exactly; a guidance is a choice of approximation. Alone it gives approximate draws; as
+proposal and twist of a particle method it only costs or saves particles.
+
+Guidances:
+
+- `MomentMatching` approximates $x_0 | x_t$ by a Gaussian (or independent bits) and the
+  log likelihood by its gradient and curvature at $\hat x_0$. Exact, up to the width of
+  one step, for Gaussian priors with linear-Gaussian likelihoods if the covariance is
+  Tweedie's; exact for independent bits under a likelihood that factorises.
+- `MeanShift` and `Product` are the perturbations of the 2015 paper: they multiply each
+  transition by a guide $r_s(x_s)$. With the paper's guide, `ConstantGuide`, draws are
+  biased however many steps are taken (for a Gaussian prior and likelihood they tend to
+  the posterior under the *squared* likelihood). `ExpectedGuide` is the correction.
+
+A value travels as a stack `(num_problems, num_copies, *event_shape)` (see `likelihood`),
+and a log likelihood maps a stack to one number per problem.
+
+Source: Sohl-Dickstein et al. 2015, section 2.5, appendix C and table App.1; moment
+matching: Rozet et al. 2024, arXiv:2405.13712, generalised to any differentiable
+likelihood; $\psi$ as a twist: Wu et al. 2023, arXiv:2306.17775.
+"""
+
+from numpyro_diffusion.guidance.base import (
+    AbstractGuidance,
+    LogLikelihood,
+    TiltedStep,
+    over_stack,
+)
+from numpyro_diffusion.guidance.chain import draw_stack, guided_sample
+from numpyro_diffusion.guidance.moment_matching import (
+    AbstractCovariance,
+    Isotropic,
+    MomentMatching,
+    Tweedie,
+)
+from numpyro_diffusion.guidance.perturbation import (
+    AbstractGuide,
+    ConstantGuide,
+    ExpectedGuide,
+    MeanShift,
+    Product,
+    TemperedGuide,
+)
+
+__all__ = [
+    "AbstractCovariance",
+    "AbstractGuidance",
+    "AbstractGuide",
+    "ConstantGuide",
+    "ExpectedGuide",
+    "Isotropic",
+    "LogLikelihood",
+    "MeanShift",
+    "MomentMatching",
+    "Product",
+    "TemperedGuide",
+    "TiltedStep",
+    "Tweedie",
+    "draw_stack",
+    "guided_sample",
+    "over_stack",
+]

@@ -1,0 +1,131 @@
+"""What a guidance is, and the stack algebra that guidances share."""
+
+import abc
+from collections.abc import Callable
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jaxtyping import Array, Float, Num
+
+from numpyro_diffusion.reverse import AbstractReverse
+
+__all__ = [
+    "AbstractGuidance",
+    "LogLikelihood",
+    "TiltedStep",
+    "Time",
+    "curvature",
+    "denoise_stack",
+    "over_stack",
+    "terminal_stack",
+    "tilted_bits",
+    "value_and_gradient",
+]
+
+LogLikelihood = Callable[[Num[Array, "P C *event"]], Float[Array, " P"]]
+"""Maps a stack to the log likelihood of each problem."""
+
+Time = Float[Array, ""] | float
+
+
+class TiltedStep(NamedTuple):
+    """One step of a guided chain, for a stack.
+
+    The two laws carry the stack's axes on their arrays: use them under `over_stack`.
+
+    Attributes:
+        law: The prior's law p(x_s | x_t).
+        proposal: The tilted law.
+        log_twist: log psi_t(x_t), shape (num_problems,).
+    """
+
+    law: dist.Distribution
+    proposal: dist.Distribution
+    log_twist: Float[Array, " P"]
+
+
+class AbstractGuidance(eqx.Module):
+    """A way to tilt a reverse chain by a likelihood."""
+
+    @abc.abstractmethod
+    def start(
+        self,
+        reverse: AbstractReverse,
+        log_likelihood: LogLikelihood,
+        shape: tuple[int, ...],
+    ) -> tuple[dist.Distribution, dist.Distribution]:
+        """Law and tilted law of x_1, for a stack of the given shape."""
+
+    @abc.abstractmethod
+    def step(
+        self,
+        reverse: AbstractReverse,
+        log_likelihood: LogLikelihood,
+        x_t: Num[Array, "P C *event"],
+        t: Time,
+        s: Time,
+    ) -> TiltedStep:
+        """The step from t to s < t."""
+
+
+def over_stack(function: Callable) -> Callable:
+    """Map a function of one event (or its law) over the two axes of a stack."""
+    return jax.vmap(jax.vmap(function))
+
+
+def denoise_stack(reverse: AbstractReverse, x_t: Array, t: Time) -> Array:
+    """E[x_0 | x_t] of each event of a stack."""
+    return over_stack(lambda x: reverse.denoise(x, t))(x_t)
+
+
+def terminal_stack(
+    reverse: AbstractReverse, shape: tuple[int, ...]
+) -> dist.Distribution:
+    """The terminal law, once for each event of a stack."""
+    law = lambda _: reverse.forward.terminal(shape[2:])
+    return over_stack(law)(jnp.zeros(shape[:2]))
+
+
+def value_and_gradient(
+    log_likelihood: LogLikelihood, x: Array
+) -> tuple[Float[Array, " P"], Float[Array, "P C *event"]]:
+    """Each problem's log likelihood, and its gradient in that problem's value."""
+
+    def total(x: Array) -> tuple[Array, Array]:
+        values = log_likelihood(x)
+        return jnp.sum(values), values
+
+    gradient, values = jax.grad(total, has_aux=True)(x)
+    return values, gradient
+
+
+def curvature(log_likelihood: LogLikelihood, x: Array, v: Array) -> Array:
+    """Minus the Hessian of each problem's log likelihood, applied to v."""
+    gradient = lambda x: value_and_gradient(log_likelihood, x)[1]
+    return -jax.jvp(gradient, (x,), (v,))[1]
+
+
+def tilted_bits(
+    probability: Float[Array, "P C *event"], log_likelihood: LogLikelihood
+) -> tuple[Float[Array, "P C *event"], Float[Array, " P"]]:
+    """Tilt independent bits by a likelihood, and the log of its expectation.
+
+    Each bit's factor is the difference it makes with all others at their likelier value.
+    """
+    bits = (probability > 0.5).astype(int)
+    flat = bits.reshape(len(bits), -1)
+
+    def with_entry(entry: Array, value: int) -> Array:
+        return log_likelihood(flat.at[:, entry].set(value).reshape(bits.shape))
+
+    entries = jnp.arange(flat.shape[1])
+    odds = jax.vmap(lambda i: with_entry(i, 1) - with_entry(i, 0))(entries)
+    odds = odds.T.reshape(bits.shape)
+    log_one, log_zero = jnp.log(probability), jnp.log1p(-probability)
+    if_one = log_one + jnp.where(bits == 1, 0.0, odds)
+    if_zero = log_zero - jnp.where(bits == 1, odds, 0.0)
+    log_mean = jnp.sum(jnp.logaddexp(if_one, if_zero), axis=tuple(range(1, bits.ndim)))
+    return jax.nn.sigmoid(if_one - if_zero), log_likelihood(bits) + log_mean

@@ -1,0 +1,209 @@
+"""Guidance by matching the moments of x_0 given x_t and the data."""
+
+import abc
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jaxtyping import Array, Float, Num
+
+from numpyro_diffusion.forward import BernoulliForward
+from numpyro_diffusion.guidance.base import (
+    AbstractGuidance,
+    LogLikelihood,
+    TiltedStep,
+    Time,
+    curvature,
+    denoise_stack,
+    over_stack,
+    terminal_stack,
+    tilted_bits,
+    value_and_gradient,
+)
+from numpyro_diffusion.reverse import AbstractReverse, DenoisingError
+
+__all__ = ["AbstractCovariance", "Isotropic", "MomentMatching", "Tweedie"]
+
+
+class AbstractCovariance(eqx.Module):
+    """An approximation of the covariance of x_0 given x_t."""
+
+    @abc.abstractmethod
+    def denoise(
+        self, reverse: AbstractReverse, x_t: Float[Array, "P C *event"], t: Time
+    ) -> tuple[Float[Array, "P C *event"], Callable[[Array], Array]]:
+        """E[x_0 | x_t], and a function that applies the covariance to a stack."""
+
+
+class Isotropic(AbstractCovariance):
+    r"""$r^2(t) I$: one variance per noise level. Takes no derivative of the network.
+
+    Attributes:
+        error: The measured $r^2(t)$; by default what the reverse process stores.
+    """
+
+    error: DenoisingError | None = None
+
+    def denoise(
+        self, reverse: AbstractReverse, x_t: Float[Array, "P C *event"], t: Time
+    ) -> tuple[Float[Array, "P C *event"], Callable[[Array], Array]]:
+        if self.error is None:
+            variance = reverse.denoising_variance(t)
+        else:
+            variance = self.error(reverse.forward.schedule, t)
+        return denoise_stack(reverse, x_t, t), lambda v: variance * v
+
+
+class Tweedie(AbstractCovariance):
+    r"""$(1 - \bar\alpha) / \sqrt{\bar\alpha}\; \partial \hat x_0 / \partial x_t$.
+
+    Exact for an exact denoiser. Each application is one Jacobian-vector product of the
+    network.
+
+    Attributes:
+        latest: Times above it use the covariance at it: at t = 1 the formula is a ratio
+            of two vanishing numbers.
+
+    Source: Efron 2011, doi:10.1198/jasa.2011.tm11181 (second-order Tweedie formula).
+    """
+
+    latest: float = 0.99
+
+    def denoise(
+        self, reverse: AbstractReverse, x_t: Float[Array, "P C *event"], t: Time
+    ) -> tuple[Float[Array, "P C *event"], Callable[[Array], Array]]:
+        schedule = reverse.forward.schedule
+        capped = jnp.minimum(t, self.latest)
+        scale = schedule.noise(capped) / jnp.sqrt(schedule.alpha_bar(capped))
+        _, jvp = jax.linearize(lambda x: denoise_stack(reverse, x, capped), x_t)
+        return denoise_stack(reverse, x_t, t), lambda v: scale * jvp(v)
+
+
+class MomentMatching(AbstractGuidance):
+    r"""Match the mean of $x_0 | x_t, y$ by the likelihood's gradient and curvature.
+
+    With $g$ the gradient and $H$ minus the Hessian of $\log p(y | x)$ at $\hat x_0$, and
+    $V$ the covariance of $x_0 | x_t$, the mean moves by
+    $\delta = (V^{-1} + H)^{-1} g$ and $\log \psi_t = \log p(y | \hat x_0) +
+    \frac12 g^\top \delta$, up to a term that does not depend on x for Gaussian
+    likelihoods. The system is solved without matrices, by conjugate gradients
+    preconditioned with $V$: as many iterations as H has distinct eigenvalues when V is
+    isotropic (two for inpainting). Where H is not positive enough, the iteration stops
+    at the last point of positive curvature.
+
+    Bits: the log-odds of each denoised bit are shifted by the difference the bit makes
+    to the log likelihood.
+
+    Attributes:
+        covariance: `Isotropic()` or `Tweedie()`.
+        max_iterations: Limit on the conjugate gradients.
+        tolerance: They end when the residual has shrunk by this factor.
+    """
+
+    covariance: AbstractCovariance = Isotropic()
+    max_iterations: int = 32
+    tolerance: float = 1e-4
+
+    def start(
+        self,
+        reverse: AbstractReverse,
+        log_likelihood: LogLikelihood,
+        shape: tuple[int, ...],
+    ) -> tuple[dist.Distribution, dist.Distribution]:
+        law = terminal_stack(reverse, shape)
+        return law, law
+
+    def step(
+        self,
+        reverse: AbstractReverse,
+        log_likelihood: LogLikelihood,
+        x_t: Num[Array, "P C *event"],
+        t: Time,
+        s: Time,
+    ) -> TiltedStep:
+        x0_hat, log_twist = self.condition(reverse, log_likelihood, x_t, t)
+        variance = reverse.denoising_variance(t)
+        law = over_stack(lambda x: reverse.transition(x, t, s))(x_t)
+        proposal = over_stack(
+            lambda x, x0: reverse.forward.averaged_posterior(x, x0, variance, s, t)
+        )(x_t, x0_hat)
+        return TiltedStep(law, proposal, log_twist)
+
+    def condition(
+        self,
+        reverse: AbstractReverse,
+        log_likelihood: LogLikelihood,
+        x_t: Num[Array, "P C *event"],
+        t: Time,
+    ) -> tuple[Float[Array, "P C *event"], Float[Array, " P"]]:
+        """E[x_0 | x_t, y] and log psi_t(x_t)."""
+        if isinstance(reverse.forward, BernoulliForward):
+            return tilted_bits(denoise_stack(reverse, x_t, t), log_likelihood)
+        x0_hat, covariance = self.covariance.denoise(reverse, x_t, t)
+        value, gradient = value_and_gradient(log_likelihood, x0_hat)
+        shift = _conjugate_gradients(
+            gradient,
+            covariance,
+            lambda v: curvature(log_likelihood, x0_hat, v),
+            self.max_iterations,
+            self.tolerance,
+        )
+        return x0_hat + shift, value + 0.5 * _dot(gradient, shift)
+
+
+def _dot(a: Array, b: Array) -> Float[Array, " P"]:
+    return jnp.sum(a * b, axis=tuple(range(1, a.ndim)))
+
+
+def _spread(scalars: Array, like: Array) -> Array:
+    return scalars.reshape(-1, *(1,) * (like.ndim - 1))
+
+
+def _conjugate_gradients(
+    gradient: Float[Array, "P C *event"],
+    covariance: Callable[[Array], Array],
+    curvature: Callable[[Array], Array],
+    max_iterations: int,
+    tolerance: float,
+) -> Float[Array, "P C *event"]:
+    r"""Solve $(V^{-1} + H)\, \delta = g$ for each problem, preconditioned with V.
+
+    V is never inverted: beside each direction p its preimage $V^{-1} p$ is carried.
+    """
+    image = covariance(gradient)
+    size = _dot(gradient, image)
+    goal = tolerance**2 * size
+
+    def running(state: tuple) -> Array:
+        iteration, active, *_ = state
+        return (iteration < max_iterations) & jnp.any(active)
+
+    def iterate(state: tuple) -> tuple:
+        iteration, active, delta, residual, size, direction, preimage = state
+        bent = preimage + curvature(direction)
+        bend = _dot(direction, bent)
+        active = active & (bend > 0.0)
+        step = _spread(
+            jnp.where(active, size / jnp.where(active, bend, 1.0), 0.0), bent
+        )
+        delta = delta + step * direction
+        residual = residual - step * bent
+        image = covariance(residual)
+        new_size = _dot(residual, image)
+        ratio = _spread(
+            jnp.where(active, new_size / jnp.where(active, size, 1.0), 0.0), bent
+        )
+        return (
+            iteration + 1,
+            active & (new_size > goal),
+            delta,
+            residual,
+            new_size,
+            image + ratio * direction,
+            residual + ratio * preimage,
+        )
+
+    start = (0, size > 0.0, jnp.zeros_like(gradient), gradient, size, image, gradient)
+    return jax.lax.while_loop(running, iterate, start)[2]

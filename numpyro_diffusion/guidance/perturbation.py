@@ -1,0 +1,215 @@
+"""The 2015 paper's perturbation of each step by a guide, faithful and corrected."""
+
+import abc
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jaxtyping import Array, Float, Num
+
+from numpyro_diffusion.forward import BernoulliForward, GaussianForward
+from numpyro_diffusion.guidance.base import (
+    AbstractGuidance,
+    LogLikelihood,
+    TiltedStep,
+    Time,
+    curvature,
+    over_stack,
+    terminal_stack,
+    tilted_bits,
+    value_and_gradient,
+)
+from numpyro_diffusion.guidance.moment_matching import MomentMatching
+from numpyro_diffusion.reverse import AbstractReverse
+
+__all__ = [
+    "AbstractGuide",
+    "ConstantGuide",
+    "ExpectedGuide",
+    "MeanShift",
+    "Product",
+    "TemperedGuide",
+]
+
+
+class AbstractGuide(eqx.Module):
+    """A function log r_t(x_t) that multiplies the law of x_t."""
+
+    @abc.abstractmethod
+    def log_prob(
+        self,
+        reverse: AbstractReverse,
+        log_likelihood: LogLikelihood,
+        x_t: Num[Array, "P C *event"],
+        t: Time,
+    ) -> Float[Array, " P"]:
+        """Log r_t(x_t) for each problem."""
+
+
+class ConstantGuide(AbstractGuide):
+    """The likelihood itself at every t (the paper's eq. 23). Biased."""
+
+    def log_prob(
+        self,
+        reverse: AbstractReverse,
+        log_likelihood: LogLikelihood,
+        x_t: Num[Array, "P C *event"],
+        t: Time,
+    ) -> Float[Array, " P"]:
+        return log_likelihood(x_t)
+
+
+class TemperedGuide(AbstractGuide):
+    """The likelihood to the power 1 - t (the paper's alternative). Biased."""
+
+    def log_prob(
+        self,
+        reverse: AbstractReverse,
+        log_likelihood: LogLikelihood,
+        x_t: Num[Array, "P C *event"],
+        t: Time,
+    ) -> Float[Array, " P"]:
+        return (1.0 - t) * log_likelihood(x_t)
+
+
+class ExpectedGuide(AbstractGuide):
+    """The expected likelihood given x_t, as `MomentMatching` approximates it.
+
+    Attributes:
+        matching: The approximation.
+    """
+
+    matching: MomentMatching = MomentMatching()
+
+    def log_prob(
+        self,
+        reverse: AbstractReverse,
+        log_likelihood: LogLikelihood,
+        x_t: Num[Array, "P C *event"],
+        t: Time,
+    ) -> Float[Array, " P"]:
+        return self.matching.condition(reverse, log_likelihood, x_t, t)[1]
+
+
+class MeanShift(AbstractGuidance):
+    r"""Gaussian steps, first order: the mean moves by $\Sigma\, \nabla \log r$ at the mean.
+
+    Attributes:
+        guide: What multiplies each step.
+
+    Error: first order in the step, beside the guide's own.
+
+    Source: Sohl-Dickstein et al. 2015, appendix C, eq. 52-61.
+    """
+
+    guide: AbstractGuide = ConstantGuide()
+
+    def start(
+        self,
+        reverse: AbstractReverse,
+        log_likelihood: LogLikelihood,
+        shape: tuple[int, ...],
+    ) -> tuple[dist.Distribution, dist.Distribution]:
+        law = terminal_stack(reverse, shape)
+        return law, self._tilt(reverse, log_likelihood, law, 1.0)
+
+    def step(
+        self,
+        reverse: AbstractReverse,
+        log_likelihood: LogLikelihood,
+        x_t: Num[Array, "P C *event"],
+        t: Time,
+        s: Time,
+    ) -> TiltedStep:
+        law = over_stack(lambda x: reverse.transition(x, t, s))(x_t)
+        log_twist = self.guide.log_prob(reverse, log_likelihood, x_t, t)
+        return TiltedStep(law, self._tilt(reverse, log_likelihood, law, s), log_twist)
+
+    def _tilt(
+        self,
+        reverse: AbstractReverse,
+        log_likelihood: LogLikelihood,
+        law: dist.Distribution,
+        s: Time,
+    ) -> dist.Distribution:
+        if not isinstance(reverse.forward, GaussianForward):
+            raise TypeError(
+                "MeanShift: bits have no mean to shift; use Product, got "
+                f"{type(reverse.forward).__name__}."
+            )
+        mean, variance = _moments(law)
+        _, gradient = value_and_gradient(
+            lambda x: self.guide.log_prob(reverse, log_likelihood, x, s), mean
+        )
+        return _normal_stack(mean + variance * gradient, variance)
+
+
+class Product(AbstractGuidance):
+    r"""Multiply each step by the guide exactly, where the guide factorises over entries.
+
+    Gaussian steps: $N(\mu, \sigma^2)$ times a Gaussian factor of curvature $h$ and
+    gradient $g$ at $\mu$ is $N(\mu + g / (\sigma^{-2} + h), 1 / (\sigma^{-2} + h))$.
+    Bits: $P(1) = c\,d / (c\,d + (1-c)(1-d))$ with $d = r(1) / (r(0) + r(1))$; the
+    paper's table prints $x_i d$ where $c\,d$ belongs.
+
+    Attributes:
+        guide: What multiplies each step.
+
+    Error: none beside the guide's own for guides that are Gaussian and factorise (or
+    factorise over bits).
+
+    Source: Sohl-Dickstein et al. 2015, sections 2.5.3-2.5.4 and table App.1.
+    """
+
+    guide: AbstractGuide = ConstantGuide()
+
+    def start(
+        self,
+        reverse: AbstractReverse,
+        log_likelihood: LogLikelihood,
+        shape: tuple[int, ...],
+    ) -> tuple[dist.Distribution, dist.Distribution]:
+        law = terminal_stack(reverse, shape)
+        return law, self._tilt(reverse, log_likelihood, law, 1.0)
+
+    def step(
+        self,
+        reverse: AbstractReverse,
+        log_likelihood: LogLikelihood,
+        x_t: Num[Array, "P C *event"],
+        t: Time,
+        s: Time,
+    ) -> TiltedStep:
+        law = over_stack(lambda x: reverse.transition(x, t, s))(x_t)
+        log_twist = self.guide.log_prob(reverse, log_likelihood, x_t, t)
+        return TiltedStep(law, self._tilt(reverse, log_likelihood, law, s), log_twist)
+
+    def _tilt(
+        self,
+        reverse: AbstractReverse,
+        log_likelihood: LogLikelihood,
+        law: dist.Distribution,
+        s: Time,
+    ) -> dist.Distribution:
+        guide = lambda x: self.guide.log_prob(reverse, log_likelihood, x, s)
+        mean, variance = _moments(law)
+        if isinstance(reverse.forward, BernoulliForward):
+            probability, _ = tilted_bits(mean, guide)
+            return over_stack(lambda p: dist.BernoulliProbs(p).to_event(p.ndim))(
+                probability
+            )
+        _, gradient = value_and_gradient(guide, mean)
+        # Of a guide that factorises, the Hessian is diagonal: applied to ones it is seen.
+        precision = 1.0 + variance * curvature(guide, mean, jnp.ones_like(mean))
+        return _normal_stack(
+            mean + variance * gradient / precision, variance / precision
+        )
+
+
+def _moments(law: dist.Distribution) -> tuple[Array, Array]:
+    return over_stack(lambda law: (law.mean, law.variance))(law)
+
+
+def _normal_stack(mean: Array, variance: Array) -> dist.Distribution:
+    normal = lambda m, v: dist.Normal(m, jnp.sqrt(v)).to_event(m.ndim)
+    return over_stack(normal)(mean, variance)

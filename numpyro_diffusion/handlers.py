@@ -1,0 +1,247 @@
+"""Effect handlers for models with diffusion sites."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro
+from jaxtyping import Array
+from numpyro.handlers import block, seed, trace
+from numpyro.ops.provenance import eval_provenance
+from numpyro.primitives import Messenger
+
+from numpyro_diffusion.guidance import (
+    AbstractGuidance,
+    MomentMatching,
+    guided_sample,
+)
+from numpyro_diffusion.likelihood import Likelihood, OmitPrior
+from numpyro_diffusion.sites import diffusion_site, is_diffusion_site
+
+__all__ = ["diffusion_sites", "guide"]
+
+
+def diffusion_sites(model: Callable) -> Callable:
+    """Mark the diffusion sites of a model, so that no one evaluates their prior.
+
+    Particle kernels need only the chain behind a prior, never its density. Other blocks
+    of a Gibbs sampler see a model whose diffusion priors count as constants: the cost of
+    a NUTS step does not depend on the network. Build all blocks on the one returned
+    object.
+
+    Args:
+        model: A NumPyro model.
+
+    Returns:
+        The model, with the density of its diffusion sites masked. A site that its user
+        has masked already is left alone.
+    """
+    return OmitPrior(model, select=is_diffusion_site)
+
+
+def guide(
+    model: Callable,
+    guidance: AbstractGuidance | None = None,
+    site: str | None = None,
+) -> Callable:
+    """A model whose diffusion site is drawn from a guided reverse chain.
+
+    Run it under `Predictive` (or any seeded handler): first the latents that do not
+    depend on the site get their values, from outer handlers (`Predictive`'s posterior
+    samples, `substitute`) or from their priors; then the site is drawn by the reverse
+    chain, tilted by the model's own likelihood given those values; then whatever
+    follows from it. Nothing corrects the guidance's error; `infer.ParticleGibbs` does.
+
+    Args:
+        model: A NumPyro model. Its observations come from its arguments (`obs=`) or from
+            handlers inside, as in `guide(condition(model, data))`.
+        guidance: By default `MomentMatching()`.
+        site: Name of the diffusion site; needed only if the model has several.
+
+    Returns:
+        A model with the same signature and sites. With nothing observed, the site comes
+        from its prior.
+
+    Raises:
+        ValueError: When run: the model has no latent diffusion site (or several and no
+            name), an unobserved latent lies between the site and an observation, or an
+            observation that depends on the site was made by an outer handler.
+    """
+    guidance = MomentMatching() if guidance is None else guidance
+
+    def guided(*args: Any, **kwargs: Any) -> Any:
+        with block():
+            name = diffusion_site(model, args, kwargs, site, "guide")
+            followers = _free_followers(model, name, args, kwargs)
+        with _Others(name, followers) as others:
+            model(*args, **kwargs)
+        key = numpyro.prng_key()
+        value = None
+        if key is not None:
+            with block():
+                value = _guided_value(
+                    key, model, guidance, name, followers, others.values, args, kwargs
+                )
+        with _Replay(name, value, others.values, followers):
+            return model(*args, **kwargs)
+
+    return guided
+
+
+def _guided_value(
+    key: Array,
+    model: Callable,
+    guidance: AbstractGuidance,
+    name: str,
+    followers: frozenset[str],
+    others: dict[str, Array],
+    args: tuple,
+    kwargs: dict[str, Any],
+) -> Array:
+    observed_only = _Unobserved(model, followers)
+    likelihood = Likelihood(observed_only, name, args, kwargs, others)
+    prior = likelihood.prior
+    shape = (likelihood.num_problems, likelihood.num_copies, *prior.event_shape)
+    stack = guided_sample(
+        key, prior.reverse, guidance, likelihood.per_problem, shape, prior.grid
+    )
+    return likelihood.unstacked(stack)
+
+
+class _Others(Messenger):
+    """First pass: let outer handlers give values to what does not depend on the site.
+
+    Everything else is hidden from them; the site itself holds zeros meanwhile.
+    """
+
+    def __init__(self, site: str, followers: frozenset[str]) -> None:
+        super().__init__(None)
+        self.site, self.followers = site, followers
+        self.values: dict[str, Array] = {}
+
+    def __enter__(self) -> "_Others":
+        super().__enter__()
+        return self
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "deterministic":
+            msg["stop"] = True
+        if msg["type"] != "sample":
+            return
+        if msg["name"] == self.site:
+            shape = msg["kwargs"].get("sample_shape", ()) + msg["fn"].shape()
+            dtype = int if msg["fn"].support.is_discrete else float
+            msg["value"], msg["stop"] = jnp.zeros(shape, dtype), True
+        elif msg["name"] in self.followers:
+            shape = msg["kwargs"].get("sample_shape", ())
+            msg["value"] = msg["fn"].sample(jax.random.key(0), shape)
+            msg["stop"] = True
+        elif msg["is_observed"]:
+            msg["stop"] = True
+
+    def postprocess_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "sample" and not msg.get("stop", False):
+            self.values[msg["name"]] = msg["value"]
+
+
+class _Replay(Messenger):
+    """Second pass: the site's guided value, and the others' from the first pass."""
+
+    def __init__(
+        self,
+        site: str,
+        value: Array | None,
+        others: dict[str, Array],
+        followers: frozenset[str],
+    ) -> None:
+        super().__init__(None)
+        self.site, self.value, self.others = site, value, others
+        self.followers = followers
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] != "sample":
+            return
+        if msg["name"] == self.site and self.value is not None:
+            msg["value"] = self.value
+        elif msg["name"] in self.others:
+            # Outer handlers have seen this site in the first pass.
+            msg["value"], msg["stop"] = self.others[msg["name"]], True
+
+    def postprocess_message(self, msg: dict[str, Any]) -> None:
+        if msg["name"] in self.followers and msg["is_observed"]:
+            raise ValueError(
+                f"guide: {msg['name']!r} depends on the diffusion site and is observed "
+                "by a handler outside of `guide`, which cannot see it; write "
+                "guide(condition(model, data)) instead."
+            )
+
+
+class _Unobserved(Messenger):
+    """Give free followers some value and no density."""
+
+    def __init__(self, fn: Callable, followers: frozenset[str]) -> None:
+        self.followers = followers
+        super().__init__(fn)
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "sample" and msg["name"] in self.followers:
+            shape = msg["kwargs"].get("sample_shape", ())
+            msg["value"] = msg["fn"].sample(jax.random.key(0), shape)
+            msg["fn"], msg["is_observed"] = msg["fn"].mask(False), True
+
+
+def _free_followers(
+    model: Callable, name: str, args: tuple, kwargs: dict[str, Any]
+) -> frozenset[str]:
+    """Unobserved sample sites whose law depends on the site's value.
+
+    Read off the program itself, by tracking which arrays depend on which.
+    """
+
+    def laws(**values: Array) -> dict[str, list[Array]]:
+        sites = _traced(model, values, args, kwargs)
+        return {n: _law_arrays(m) for n, m in sites.items() if m["type"] == "sample"}
+
+    sites = _traced(model, {}, args, kwargs)
+    observed = {
+        n for n, m in sites.items() if m["type"] == "sample" and m["is_observed"]
+    }
+
+    def depending_on(source: str) -> set[str]:
+        found = eval_provenance(laws, **{source: jnp.asarray(sites[source]["value"])})
+        return {n for n, leaves in found.items() if any(source in p for p in leaves)}
+
+    followers = depending_on(name) - observed - {name}
+    for follower in followers:
+        between = depending_on(follower) & observed
+        if between:
+            raise ValueError(
+                f"guide: the latent {follower!r} lies between the diffusion site "
+                f"{name!r} and the observed {sorted(between)}, so that the likelihood of "
+                f"{name!r} is an integral; condition on {follower!r} inside of `guide`, "
+                "or use infer.ParticleGibbs beside NUTS."
+            )
+    return frozenset(followers)
+
+
+def _law_arrays(msg: dict[str, Any]) -> list[Array]:
+    return [leaf for leaf in jax.tree.leaves(msg["fn"]) if leaf is not None]
+
+
+def _traced(
+    model: Callable, values: dict[str, Array], args: tuple, kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    substituted = numpyro.handlers.substitute(model, data=values)
+    no_chain = _Zeros(substituted)
+    return trace(seed(no_chain, jax.random.key(0))).get_trace(*args, **kwargs)
+
+
+class _Zeros(Messenger):
+    """Give diffusion sites without a value zeros instead of running their chain."""
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "sample" and msg["value"] is None and is_diffusion_site(msg):
+            shape = msg["kwargs"].get("sample_shape", ()) + msg["fn"].shape()
+            dtype = int if msg["fn"].support.is_discrete else float
+            msg["value"] = jnp.zeros(shape, dtype)

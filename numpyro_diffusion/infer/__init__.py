@@ -1,0 +1,6 @@
+"""Inference kernels: blocks for `numpyro.infer.Gibbs` and `numpyro.infer.MCMC`."""
+
+from numpyro_diffusion.infer.conditional_smc import conditional_smc
+from numpyro_diffusion.infer.particle_gibbs import ParticleGibbs, ParticleGibbsState
+
+__all__ = ["ParticleGibbs", "ParticleGibbsState", "conditional_smc"]

@@ -1,0 +1,222 @@
+"""A block kernel that draws a diffusion site exactly given all other latents."""
+
+import copy
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Num
+from numpyro.handlers import seed, substitute, trace
+from numpyro.infer.mcmc import MCMCKernel
+
+from numpyro_diffusion.guidance import AbstractGuidance, MomentMatching
+from numpyro_diffusion.infer.conditional_smc import conditional_smc
+from numpyro_diffusion.likelihood import Likelihood
+from numpyro_diffusion.prior import DiffusionPrior
+from numpyro_diffusion.samplers import noising_path
+from numpyro_diffusion.sites import diffusion_site
+
+__all__ = ["ParticleGibbs", "ParticleGibbsState"]
+
+
+class ParticleGibbsState(NamedTuple):
+    """State of `ParticleGibbs`.
+
+    Attributes:
+        z: The site's value, by name.
+        path: The whole trajectory x_0, ..., x_T behind it, as stacks.
+        moved: Whether the last sweep changed x_0, per problem.
+        ess: Effective number of particles at the end of the last sweep, per problem.
+        rng_key: Key of the next sweep.
+    """
+
+    z: dict[str, Num[Array, "..."]]
+    path: Num[Array, "..."]
+    moved: Bool[Array, " P"]
+    ess: Float[Array, " P"]
+    rng_key: Array
+
+
+class ParticleGibbs(MCMCKernel):
+    """Conditional SMC over the reverse chain of one diffusion site.
+
+    Leaves the posterior of the site given all other latents invariant, for any number
+    of particles, if the prior is taken to be the reverse chain of `prior.num_steps`
+    steps. Meant as a block of `numpyro.infer.Gibbs`, beside `NUTS` for the other
+    latents; alone it serves models whose only latent is the site.
+
+    Where the site stands in plates, their elements are sampled side by side, each with
+    particles of its own.
+
+    Args:
+        model: The NumPyro model, the same object as for the other blocks.
+        site: Name of the diffusion site; needed only if the model has several.
+        num_particles: Particles per problem, at least 2. More move more often.
+        guidance: Proposal and twist; by default `MomentMatching()`.
+        resample_below: Resample when the effective number of particles falls below this
+            share of their number.
+
+    Raises:
+        ValueError: `num_particles` or `resample_below` out of range; at `init`, the
+            model has no latent diffusion site, or `site` is not one, or the site's prior
+            is scaled or masked or depends on other latents.
+
+    **Error:** none in the limit of many sweeps. How well it mixes shows in the extra
+    fields `moved` and `ess` (`block_states.<i>.moved` under `Gibbs`).
+
+    **Example:**
+        ```python
+        model = nd.handlers.diffusion_sites(model)
+        kernel = Gibbs([(nd.infer.ParticleGibbs(model), ["x"]), (NUTS(model), None)])
+        MCMC(kernel, num_warmup=200, num_samples=500).run(key, mask, y=y)
+        ```
+    """
+
+    sample_field = "z"
+
+    def __init__(
+        self,
+        model: Callable,
+        site: str | None = None,
+        *,
+        num_particles: int = 16,
+        guidance: AbstractGuidance | None = None,
+        resample_below: float = 0.5,
+    ) -> None:
+        if not isinstance(num_particles, int) or num_particles < 2:
+            raise ValueError(
+                "ParticleGibbs: num_particles must be an integer of at least 2 (one is "
+                f"the current trajectory), got {num_particles!r}."
+            )
+        if not 0.0 <= resample_below <= 1.0:
+            raise ValueError(
+                "ParticleGibbs: resample_below must lie in [0, 1], got "
+                f"{resample_below}."
+            )
+        self._model = model
+        self._site = site
+        self._num_particles = num_particles
+        self._guidance = MomentMatching() if guidance is None else guidance
+        self._resample_below = resample_below
+        self._sample_fn = None
+
+    @property
+    def model(self) -> Callable:
+        """The model, as given."""
+        return self._model
+
+    @property
+    def default_fields(self) -> tuple[str, ...]:
+        return ("z",)
+
+    def get_diagnostics_str(self, state: ParticleGibbsState) -> str:
+        moved = float(jnp.mean(state.moved))
+        ess = float(jnp.mean(state.ess))
+        return f"moved {moved:.2f}, ess {ess:.1f} of {self._num_particles}"
+
+    def init(
+        self,
+        rng_key: Array,
+        num_warmup: int,
+        init_params: dict[str, Array] | None,
+        model_args: tuple,
+        model_kwargs: dict[str, Any] | None,
+    ) -> ParticleGibbsState:
+        """Start from given values of the site, or from a draw of its prior."""
+        value_key, path_key, rng_key = jax.random.split(rng_key, 3)
+        likelihood, site = self._likelihood(model_args, model_kwargs)
+        prior: DiffusionPrior = likelihood.prior
+        if init_params and site in init_params:
+            value = jnp.asarray(init_params[site], likelihood.dtype)
+        else:
+            copies = likelihood.num_problems * likelihood.num_copies
+            value = likelihood.unstacked(prior.sample(value_key, (copies,)))
+        stack = likelihood.stacked(value)
+        keys = jax.random.split(path_key, stack.shape[:2])
+        noising = lambda key, x0: noising_path(
+            prior.reverse.forward, key, x0, prior.grid
+        )
+        # The trajectory's axis first, then the stack's.
+        path = jax.vmap(jax.vmap(noising, 0, 1), 0, 1)(keys, stack)
+        self._sample_fn = self.sample
+        return ParticleGibbsState(
+            {site: value},
+            path,
+            jnp.zeros(likelihood.num_problems, bool),
+            jnp.zeros(likelihood.num_problems, jnp.result_type(float)),
+            rng_key,
+        )
+
+    def sample(
+        self,
+        state: ParticleGibbsState,
+        model_args: tuple,
+        model_kwargs: dict[str, Any] | None,
+    ) -> ParticleGibbsState:
+        """One sweep, given the other latents in `model_kwargs`."""
+        key, rng_key = jax.random.split(state.rng_key)
+        likelihood, site = self._likelihood(model_args, model_kwargs)
+        prior: DiffusionPrior = likelihood.prior
+        draw = conditional_smc(
+            key,
+            prior.reverse,
+            self._guidance,
+            likelihood.per_problem,
+            state.path,
+            prior.grid,
+            self._num_particles,
+            self._resample_below,
+        )
+        z = {site: likelihood.unstacked(draw.path[0])}
+        return ParticleGibbsState(z, draw.path, draw.moved, draw.ess, rng_key)
+
+    def refresh(
+        self,
+        state: ParticleGibbsState,
+        model_args: tuple,
+        model_kwargs: dict[str, Any] | None,
+    ) -> ParticleGibbsState:
+        """Identity: nothing of the likelihood is cached."""
+        return state
+
+    def wrap_model(self, wrapper: Callable) -> "ParticleGibbs":
+        """A copy of this kernel on the wrapped model."""
+        kernel = copy.copy(self)
+        kernel._model = wrapper(self._model)
+        kernel._sample_fn = None
+        return kernel
+
+    def get_constrain_fn(
+        self, model_args: tuple, model_kwargs: dict[str, Any] | None
+    ) -> Callable:
+        """Identity: the site's values are as the model has them."""
+        return lambda z: z
+
+    def postprocess_fn(
+        self, model_args: tuple, model_kwargs: dict[str, Any] | None
+    ) -> Callable:
+        """Add the model's deterministic sites to a draw."""
+        model, kwargs = self._model, dict(model_kwargs or {})
+
+        def with_deterministics(z: dict[str, Array]) -> dict[str, Array]:
+            replayed = substitute(seed(model, jax.random.key(0)), data=z)
+            sites = trace(replayed).get_trace(*model_args, **kwargs).values()
+            found = {
+                s["name"]: s["value"] for s in sites if s["type"] == "deterministic"
+            }
+            return {**z, **found}
+
+        return with_deterministics
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_sample_fn": None}
+
+    def _likelihood(
+        self, model_args: tuple, model_kwargs: dict[str, Any] | None
+    ) -> tuple[Likelihood, str]:
+        kwargs = dict(model_kwargs or {})
+        site = diffusion_site(
+            self._model, model_args, kwargs, self._site, "ParticleGibbs"
+        )
+        return Likelihood(self._model, site, model_args, kwargs), site

@@ -1,0 +1,13 @@
+"""Equinox networks `(x, t) -> array` on one event; `jax.vmap` makes a batch.
+
+Nothing in here knows what diffusion is: a network takes an event and a time in
+[0, 1] and returns an array of the event's shape. Any other callable with that
+signature does as well.
+"""
+
+from numpyro_diffusion.networks.conv import Conv
+from numpyro_diffusion.networks.mlp import MLP
+from numpyro_diffusion.networks.time_embedding import TimeEmbedding
+from numpyro_diffusion.networks.unet import UNet
+
+__all__ = ["MLP", "Conv", "TimeEmbedding", "UNet"]

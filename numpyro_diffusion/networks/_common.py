@@ -1,0 +1,83 @@
+"""Checks of arguments and the few steps that every network shares."""
+
+import numbers
+from collections.abc import Sequence
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+_Module = TypeVar("_Module")
+
+
+def positive_int(owner: str, name: str, value: int) -> int:
+    """Return `value` as a plain `int`, which JSON can hold.
+
+    Args:
+        owner: Class that is being built, for the message.
+        name: Argument that is checked, for the message.
+        value: What came.
+
+    Raises:
+        ValueError: If `value` is not an integer of at least 1.
+    """
+    if not isinstance(value, numbers.Integral) or value < 1:
+        raise ValueError(f"{owner}: {name} must be a positive integer, got {value!r}.")
+    return int(value)
+
+
+def positive_ints(owner: str, name: str, values: Sequence[int]) -> tuple[int, ...]:
+    """Return `values` as a tuple of plain `int`s, which is hashable.
+
+    Args:
+        owner: Class that is being built, for the message.
+        name: Argument that is checked, for the message.
+        values: What came; a list is welcome, since JSON knows no tuples.
+
+    Raises:
+        ValueError: If an entry is not an integer of at least 1.
+    """
+    for value in values:
+        if not isinstance(value, numbers.Integral) or value < 1:
+            raise ValueError(
+                f"{owner}: {name} must hold positive integers, got {tuple(values)}."
+            )
+    return tuple(int(value) for value in values)
+
+
+def check_event(owner: str, event_shape: tuple[int, ...], x: Array, t: Array) -> None:
+    """Check what a network is called with, before a reshape could hide a mistake.
+
+    Args:
+        owner: Class that is called, for the message.
+        event_shape: Shape of one event.
+        x: The event.
+        t: The time.
+
+    Raises:
+        ValueError: If `x` is not one event or `t` is not a scalar.
+        TypeError: If `x` does not hold floats. The result is returned in the dtype of
+            `x`, and integers would cut it off silently.
+    """
+    if x.shape != event_shape:
+        raise ValueError(
+            f"{owner}: x must be one event of shape {event_shape}, got shape "
+            f"{x.shape}. For a batch, use jax.vmap."
+        )
+    if jnp.shape(t) != ():
+        raise ValueError(
+            f"{owner}: t must be a scalar, got shape {jnp.shape(t)}. For a batch, use "
+            "jax.vmap."
+        )
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"{owner}: x must hold floats, got dtype {x.dtype}.")
+
+
+def zeroed(module: _Module) -> _Module:
+    """Set every array of `module` to zero.
+
+    A layer that closes a residual branch, or the whole network, starts at zero so that
+    the branch starts as the identity and the network as the zero function.
+    """
+    return jax.tree.map(jnp.zeros_like, module)

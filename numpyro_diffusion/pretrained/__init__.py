@@ -1,0 +1,42 @@
+"""Small trained priors that ship with the package."""
+
+from importlib.resources import as_file, files
+
+from numpyro_diffusion.checkpoint import load, read_card
+from numpyro_diffusion.prior import DiffusionPrior
+
+__all__ = ["load_pretrained", "pretrained_card", "pretrained_names"]
+
+
+def pretrained_names() -> list[str]:
+    """Names that `load_pretrained` knows."""
+    found = files(__name__).iterdir()
+    return sorted(f.name.removesuffix(".nd") for f in found if f.name.endswith(".nd"))
+
+
+def load_pretrained(name: str) -> DiffusionPrior:
+    """A prior that ships with the package.
+
+    Args:
+        name: For instance "digits": 8x8 handwritten digits, in the standardised units
+            of `datasets.digits` (`datasets.DIGITS_SCALING` leads back to grey levels).
+
+    Raises:
+        ValueError: There is no prior of this name.
+    """
+    with as_file(_file(name)) as path:
+        return load(path)
+
+
+def pretrained_card(name: str) -> dict:
+    """The card of a shipped prior: data, script, quality, date."""
+    with as_file(_file(name)) as path:
+        return read_card(path)
+
+
+def _file(name: str):  # noqa: ANN202
+    if name not in pretrained_names():
+        raise ValueError(
+            f"load_pretrained: name must be one of {pretrained_names()}, got {name!r}."
+        )
+    return files(__name__).joinpath(f"{name}.nd")

@@ -1,0 +1,77 @@
+"""Whole trajectories of a chain on a grid: noise to data and data to noise.
+
+Both loops are one compiled `lax.scan`, whatever the number of steps.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Num
+
+from numpyro_diffusion.forward import AbstractForward
+from numpyro_diffusion.reverse import AbstractReverse
+
+__all__ = ["ancestral_sample", "noising_path"]
+
+
+def ancestral_sample(
+    reverse: AbstractReverse,
+    key: Array,
+    event_shape: tuple[int, ...],
+    grid: Float[Array, " num_times"],
+) -> Num[Array, "*event"]:
+    r"""Draw one event by running the reverse chain from noise down a time grid.
+
+    Args:
+        reverse: The reverse process.
+        key: Random key, used once.
+        event_shape: Shape of one event.
+        grid: Increasing times from 0 to 1, `num_steps + 1` of them.
+
+    Returns:
+        One draw of x_0, of shape `event_shape`.
+
+    Error: none for exact transitions (`analytic`); with a denoising network, first order
+    in the step for whatever is not Gaussian in $p(x_s \mid x_t)$.
+
+    Source: Sohl-Dickstein et al. 2015, eq. 4-5.
+    """
+    start_key, steps_key = jax.random.split(key)
+    x = reverse.forward.terminal(event_shape).sample(start_key)
+    keys = jax.random.split(steps_key, len(grid) - 1)
+
+    def step(x_t: Array, inputs: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        t, s, step_key = inputs
+        return reverse.transition(x_t, t, s).sample(step_key), None
+
+    x, _ = jax.lax.scan(step, x, (grid[1:], grid[:-1], keys), reverse=True)
+    return x
+
+
+def noising_path(
+    forward: AbstractForward,
+    key: Array,
+    x0: Num[Array, "*event"],
+    grid: Float[Array, " num_times"],
+) -> Num[Array, "num_times *event"]:
+    """Draw a forward trajectory x_0, x_1, ..., x_T step by step.
+
+    Args:
+        forward: The forward process.
+        key: Random key, used once.
+        x0: The clean event.
+        grid: Increasing times from 0 to 1, `num_steps + 1` of them.
+
+    Returns:
+        The trajectory, `x0` first.
+
+    Source: Sohl-Dickstein et al. 2015, eq. 3.
+    """
+    keys = jax.random.split(key, len(grid) - 1)
+
+    def step(x_s: Array, inputs: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        s, t, step_key = inputs
+        x_t = forward.transition(x_s, s, t).sample(step_key).astype(x0.dtype)
+        return x_t, x_t
+
+    _, path = jax.lax.scan(step, x0, (grid[:-1], grid[1:], keys))
+    return jnp.concatenate([x0[None], path])

@@ -1,0 +1,123 @@
+"""The convolution against lax's own, and under every transformation."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+from numpyro_diffusion.networks import Conv
+from numpyro_diffusion.networks.conv import conv_lax, conv_patches, convolve
+
+SHAPES = [(8, 8, 3, 4, 3), (5, 7, 1, 2, 3), (1, 1, 2, 1, 3), (4, 2, 2, 3, 5)]
+SHAPES += [(3, 4, 2, 5, 1)]
+
+
+def arrays(getkey, shape):
+    height, width, into, out, size = shape
+    x = jr.normal(getkey(), (height, width, into))
+    return x, jr.normal(getkey(), (size, size, into, out))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("conv", [conv_patches, convolve])
+def test_value_and_gradients_are_those_of_lax(conv, shape, getkey):
+    x, weight = arrays(getkey, shape)
+    cotangent = jr.normal(getkey(), (*shape[:2], shape[3]))
+    expected, expected_vjp = jax.vjp(conv_lax, x, weight)
+    result, vjp = jax.vjp(conv, x, weight)
+    np.testing.assert_allclose(result, expected, atol=1e-12)
+    for mine, theirs in zip(vjp(cotangent), expected_vjp(cotangent), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-12)
+
+
+def test_known_answer_on_a_single_pixel():
+    """A correlation: a lone pixel shows the kernel turned by 180 degrees."""
+    x = jnp.zeros((3, 3, 1)).at[1, 1, 0].set(1.0)
+    weight = jnp.arange(9.0).reshape(3, 3, 1, 1)
+    result = convolve(x, weight)[..., 0]
+    np.testing.assert_array_equal(result, weight[::-1, ::-1, 0, 0])
+
+
+def test_jvp_and_second_derivative_are_those_of_lax(getkey):
+    x, weight = arrays(getkey, (4, 5, 2, 3, 3))
+    v = jr.normal(getkey(), x.shape)
+
+    def curvature(conv):
+        grad = jax.grad(lambda x: jnp.sum(jnp.sin(conv(x, weight))))
+        return jax.jvp(grad, (x,), (v,))
+
+    for mine, theirs in zip(curvature(convolve), curvature(conv_lax), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-12)
+
+
+def test_same_under_jit_vmap_and_scan(getkey):
+    weight = jr.normal(getkey(), (3, 3, 2, 2))
+    x = jr.normal(getkey(), (3, 4, 4, 2))
+
+    def three_times(conv, weight):
+        step = lambda h, _: (jax.vmap(conv, (0, None))(jnp.tanh(h), weight), None)
+        return jnp.sum(jax.lax.scan(step, x, None, length=3)[0] ** 2)
+
+    mine = jax.jit(jax.value_and_grad(lambda w: three_times(convolve, w)))(weight)
+    theirs = jax.value_and_grad(lambda w: three_times(conv_lax, w))(weight)
+    for one, other in zip(mine, theirs, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-11)
+
+
+def test_only_the_branch_of_the_platform_is_compiled(getkey):
+    """The branch that is not taken must cost nothing, in the gradient of a scan too."""
+    x, weight = arrays(getkey, (4, 4, 2, 2, 3))
+
+    def loss(weight):
+        step = lambda h, _: (convolve(h, weight), None)
+        return jnp.sum(jax.lax.scan(step, x, None, length=3)[0])
+
+    text = jax.jit(jax.grad(loss)).trace(weight).lower(lowering_platforms=("cpu",))
+    assert "stablehlo.convolution" not in text.as_text()
+    text = jax.jit(jax.grad(loss)).trace(weight).lower(lowering_platforms=("cuda",))
+    assert "stablehlo.convolution" in text.as_text()
+    assert "tensor<4x4x18x" not in text.as_text()  # no patches there
+
+
+def test_inside_moves_with_the_image(getkey):
+    conv = Conv(2, 3, key=getkey())
+    x = jr.normal(getkey(), (9, 9, 2))
+    moved = conv(jnp.roll(x, (1, 2), (0, 1)))
+    np.testing.assert_allclose(moved[2:-1, 3:-1], conv(x)[1:-2, 1:-3], atol=1e-12)
+
+
+def test_bias_and_dtype(getkey):
+    conv = Conv(2, 3, kernel_size=1, key=getkey())
+    assert conv.weight.dtype == conv.bias.dtype == jnp.float64
+    np.testing.assert_array_equal(conv(jnp.zeros((2, 2, 2)))[0, 1], conv.bias)
+    single = jax.tree.map(lambda a: a.astype(jnp.float32), conv)
+    assert single(jnp.zeros((2, 2, 2), jnp.float32)).dtype == jnp.float32
+    mixed = conv_lax(jnp.zeros((2, 2, 2), jnp.float32), conv.weight)
+    assert mixed.dtype == jnp.float64
+
+
+def test_weights_are_drawn_within_the_stated_bound(getkey):
+    conv = Conv(8, 16, key=getkey())
+    largest = float(jnp.abs(conv.weight).max())
+    assert 0.99 / np.sqrt(72) < largest <= 1 / np.sqrt(72)
+    assert len(jax.tree.leaves(eqx.filter(conv, eqx.is_array))) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"in_channels": 0}, "Conv: in_channels must be a positive integer, got 0"),
+        ({"out_channels": -1}, "Conv: out_channels must be a positive integer, got -1"),
+        ({"kernel_size": 2}, "Conv: kernel_size must be odd, got 2"),
+    ],
+)
+def test_bad_arguments(arguments, message, getkey):
+    with pytest.raises(ValueError, match=message):
+        Conv(**{"in_channels": 1, "out_channels": 1, "key": getkey(), **arguments})
+
+
+def test_bad_image(getkey):
+    with pytest.raises(ValueError, match=r"\(height, width, 2\), got \(4, 4, 3\)"):
+        Conv(2, 1, key=getkey())(jnp.zeros((4, 4, 3)))
