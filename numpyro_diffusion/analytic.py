@@ -46,7 +46,7 @@ class GaussianReverse(AbstractReverse):
         self.forward = forward
         self.mean = mean
         self.eigenvalues, self.eigenvectors = jnp.linalg.eigh(covariance)
-        if not bool(self.eigenvalues[0] > 0.0):
+        if not bool(jnp.all(self.eigenvalues > 0.0)):  # NaN fails as well
             raise ValueError(
                 "GaussianReverse: covariance must be positive definite, its smallest "
                 f"eigenvalue is {float(self.eigenvalues[0])}."

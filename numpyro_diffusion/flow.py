@@ -4,7 +4,7 @@ In the angle $\theta$ of the schedule a Gaussian process is a rotation, and the 
 differential equation that carries its marginals is
 
 $$\frac{dx}{d\theta} = \frac{\cos\theta\, x - E[x_0 \mid x_\theta = x]}{\sin\theta},
-\qquad \theta \in [\theta_{\min}, \pi/2].$$
+\qquad \theta \in [\theta_{\min}, \theta(1)], \quad \theta(1) \approx \pi/2.$$
 
 It is smooth at both ends: for a network that predicts velocities the right-hand side is
 the network's output itself. With the divergence integrated along,
@@ -79,13 +79,13 @@ class ProbabilityFlow(eqx.Module):
         self, reverse: AbstractReverse, z: Float[Array, "*event"]
     ) -> Float[Array, "*event"]:
         """Carry noise z ~ N(0, I) to data, one event."""
-        return self._solve(_velocity(reverse), z, math.pi / 2, self.angle_min)
+        return self._solve(reverse, _velocity(reverse), z, to_data=True)
 
     def encode(
         self, reverse: AbstractReverse, x: Float[Array, "*event"]
     ) -> Float[Array, "*event"]:
         """Carry one event of data to noise: the inverse of `decode`."""
-        return self._solve(_velocity(reverse), x, self.angle_min, math.pi / 2)
+        return self._solve(reverse, _velocity(reverse), x, to_data=False)
 
     def log_prob(
         self, reverse: AbstractReverse, x: Float[Array, "*event"]
@@ -100,7 +100,7 @@ class ProbabilityFlow(eqx.Module):
             return value, weight * jnp.sum(products)
 
         start = (x, jnp.zeros((), x.dtype))
-        z, log_volume = self._solve(augmented, start, self.angle_min, math.pi / 2)
+        z, log_volume = self._solve(reverse, augmented, start, to_data=False)
         base = dist.Normal(jnp.zeros_like(z), 1.0).to_event(z.ndim)
         return base.log_prob(z) + log_volume
 
@@ -114,11 +114,14 @@ class ProbabilityFlow(eqx.Module):
         return probes, 1.0 / num_probes
 
     def _solve(
-        self, field: Callable, start: object, angle0: float, angle1: float
+        self, reverse: AbstractReverse, field: Callable, start: object, *, to_data: bool
     ) -> object:
+        # A schedule that keeps a little signal at t = 1 ends short of pi / 2: beyond it
+        # the network would be asked about times it was never trained on.
+        angle_max = reverse.forward.schedule.angle(1.0)
         share = jnp.arange(self.num_steps + 1) / self.num_steps
-        angles = self.angle_min + (math.pi / 2 - self.angle_min) * share**2
-        angles = angles if angle0 < angle1 else angles[::-1]
+        angles = self.angle_min + (angle_max - self.angle_min) * share**2
+        angles = angles[::-1] if to_data else angles
         solution = diffrax.diffeqsolve(
             diffrax.ODETerm(lambda angle, state, _: field(state, angle)),
             diffrax.Tsit5(),

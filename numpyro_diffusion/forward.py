@@ -227,14 +227,23 @@ class BernoulliForward(AbstractForward):
 
         Infinite at `t = 0`, where the bit is known.
         """
-        if_one = self._marginal_probability(jnp.ones(x_t.shape), t)
-        if_zero = self._marginal_probability(jnp.zeros(x_t.shape), t)
-        for_one = jnp.log(if_one) - jnp.log(if_zero)
-        for_zero = jnp.log1p(-if_one) - jnp.log1p(-if_zero)
-        return jnp.where(x_t > 0.5, for_one, for_zero)
+        signal, noise = self.schedule.alpha_bar(t), self.schedule.noise(t)
+        if_one = self._probability_of(x_t, jnp.ones_like(x_t), signal, noise)
+        if_zero = self._probability_of(x_t, jnp.zeros_like(x_t), signal, noise)
+        return jnp.log(if_one) - jnp.log(if_zero)
 
     def _mix(self, x: Array, kept: Array, lost: Array) -> Float[Array, "*event"]:
         return kept * x + lost * jnp.broadcast_to(self.rate, x.shape)
+
+    def _probability_of(
+        self, value: Array, x: Array, kept: Array, lost: Array
+    ) -> Float[Array, "*event"]:
+        """Of the bits `value` after a step from `x`.
+
+        A zero has a sum of its own: one minus a probability near one loses its digits.
+        """
+        zero = kept * (1.0 - x) + lost * jnp.broadcast_to(1.0 - self.rate, x.shape)
+        return jnp.where(value > 0.5, self._mix(x, kept, lost), zero)
 
     def _marginal_probability(self, x0: Array, t: ArrayLike) -> Float[Array, "*event"]:
         return self._mix(x0, self.schedule.alpha_bar(t), self.schedule.noise(t))
@@ -243,19 +252,19 @@ class BernoulliForward(AbstractForward):
         self, x_t: Array, x0: Array, s: ArrayLike, t: ArrayLike
     ) -> Float[Array, "*event"]:
         kept, lost = self.schedule.kept(s, t), self.schedule.beta(s, t)
-        prior_one = self._marginal_probability(x0, s)
-        one_from_one = self._mix(jnp.ones(x0.shape), kept, lost)
-        one_from_zero = self._mix(jnp.zeros(x0.shape), kept, lost)
-        is_one = x_t > 0.5
-        from_one = jnp.where(is_one, one_from_one, 1.0 - one_from_one)
-        from_zero = jnp.where(is_one, one_from_zero, 1.0 - one_from_zero)
-        joint_one = prior_one * from_one
-        return joint_one / (joint_one + (1.0 - prior_one) * from_zero)
+        signal, noise = self.schedule.alpha_bar(s), self.schedule.noise(s)
+        one, zero = jnp.ones_like(x0), jnp.zeros_like(x0)
+        joint_one = self._probability_of(one, x0, signal, noise)
+        joint_one *= self._probability_of(x_t, one, kept, lost)
+        joint_zero = self._probability_of(zero, x0, signal, noise)
+        joint_zero *= self._probability_of(x_t, zero, kept, lost)
+        return joint_one / (joint_one + joint_zero)
 
 
 def _normal(loc: Array, variance: ArrayLike) -> dist.Distribution:
     scale = jnp.broadcast_to(jnp.sqrt(variance), loc.shape)
-    return dist.Normal(loc, scale).to_event(loc.ndim)
+    # At t = 0 the width is exactly zero, which NumPyro's validation refuses.
+    return dist.Normal(loc, scale, validate_args=False).to_event(loc.ndim)
 
 
 def _bernoulli(probability: Array) -> dist.Distribution:

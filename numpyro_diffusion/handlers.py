@@ -199,7 +199,7 @@ def _free_followers(
     Read off the program itself, by tracking which arrays depend on which.
     """
 
-    def laws(**values: Array) -> dict[str, list[Array]]:
+    def laws(**values: Array) -> dict[str, list[Any]]:
         sites = _traced(model, values, args, kwargs)
         return {n: _law_arrays(m) for n, m in sites.items() if m["type"] == "sample"}
 
@@ -225,8 +225,9 @@ def _free_followers(
     return frozenset(followers)
 
 
-def _law_arrays(msg: dict[str, Any]) -> list[Array]:
-    return [leaf for leaf in jax.tree.leaves(msg["fn"]) if leaf is not None]
+def _law_arrays(msg: dict[str, Any]) -> list[Any]:
+    """The arrays (and plain numbers) that a sample message's distribution is made of."""
+    return jax.tree.leaves(msg["fn"])
 
 
 def _traced(

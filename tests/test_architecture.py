@@ -1,0 +1,170 @@
+"""Who may import whom: the floors of the library, as data."""
+
+import ast
+import graphlib
+import importlib
+import inspect
+import pathlib
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+import numpyro_diffusion
+
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = ROOT / "numpyro_diffusion"
+FLOORS = {
+    "schedules": 1,
+    "networks": 1,
+    "likelihood": 1,
+    "datasets": 1,
+    "archive": 1,
+    "forward": 2,
+    "reverse": 3,
+    "analytic": 4,
+    "bound": 4,
+    "training": 4,
+    "samplers": 4,
+    "flow": 4,
+    "guidance": 4,
+    "prior": 5,
+    "sites": 6,
+    "infer": 7,
+    "handlers": 7,
+    # apart: they name what they store, and may import anything below
+    "checkpoint": 8,
+    "pretrained": 9,
+    "__init__": 10,
+    "__main__": 11,
+}
+FILES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+
+
+def room(module):
+    """The top-level room of a module's dotted name inside the package."""
+    return module.split(".")[0]
+
+
+def imports(source):
+    """Modules of the package that a source text imports, and relative imports."""
+    found, relative = set(), []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                relative.append(ast.unparse(node))
+                continue
+            names = [node.module]
+            if node.module == "numpyro_diffusion":
+                names = [f"numpyro_diffusion.{alias.name}" for alias in node.names]
+        else:
+            continue
+        found |= {
+            name.removeprefix("numpyro_diffusion.")
+            for name in names
+            if name.startswith("numpyro_diffusion.")
+        }
+    return found, relative
+
+
+GRAPH = {name: imports(path.read_text()) for name, path in FILES.items()}
+
+
+def resolved(module):
+    """The file behind an imported name: a module, or a room's `__init__`."""
+    return module if module in FILES else f"{module}.__init__"
+
+
+def too_high(name, imported):
+    return [m for m in imported if FLOORS[room(m)] > FLOORS[room(name)]]
+
+
+def cycle(graph):
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return None
+
+
+def test_every_room_has_a_floor():
+    assert {room(name) for name in FILES} <= set(FLOORS)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_imports_go_down_and_are_absolute(name):
+    found, relative = GRAPH[name]
+    assert relative == []
+    assert too_high(name, found) == []
+
+
+def test_there_is_no_cycle():
+    rooms = {
+        a: {room(m) for n, (found, _) in GRAPH.items() if room(n) == a for m in found}
+        - {a}
+        for a in FLOORS
+    }
+    assert cycle(rooms) is None
+    files = {n: {resolved(m) for m in found} for n, (found, _) in GRAPH.items()}
+    assert cycle(files) is None
+
+
+def test_control_wrong_imports_are_found():
+    found, relative = imports(
+        "from . import forward\nfrom numpyro_diffusion import infer\n"
+        "def f():\n    import numpyro_diffusion.prior\n"
+    )
+    assert relative == ["from . import forward"]
+    assert sorted(too_high("reverse", found)) == ["infer", "prior"]
+    assert cycle({"bound": {"samplers"}, "samplers": {"bound"}}) is not None
+
+
+def test_importing_is_light():
+    """No array on a device, and none of the optional or slow libraries."""
+    code = (
+        "import sys, jax, numpyro_diffusion\n"
+        "print(len(jax.live_arrays()), [m for m in "
+        "('arviz', 'matplotlib', 'sklearn') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "0 []"
+
+
+def test_pyright_looks_at_folders_that_exist():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    folders = settings["tool"]["pyright"]["include"]
+    assert folders
+    assert [name for name in folders if not (ROOT / name).is_dir()] == []
+
+
+@pytest.mark.parametrize("name", numpyro_diffusion.__all__)
+def test_public_names_exist_and_are_documented(name):
+    value = getattr(numpyro_diffusion, name)
+    if inspect.ismodule(value):
+        assert importlib.import_module(f"numpyro_diffusion.{name}") is value
+    if inspect.ismodule(value) or inspect.isclass(value) or inspect.isfunction(value):
+        assert value.__doc__
+        assert value.__doc__.strip()
+        # a class without a docstring of its own would show that of its base
+        assert not inspect.isclass(value) or "__doc__" in vars(value)
+
+
+@pytest.mark.parametrize("name", [n for n in FILES if not n.startswith("_")])
+def test_modules_export_what_they_list(name):
+    module = importlib.import_module(
+        f"numpyro_diffusion.{name}".removesuffix(".__init__")
+    )
+    assert module.__doc__
+    assert [n for n in getattr(module, "__all__", []) if not hasattr(module, n)] == []

@@ -1,0 +1,179 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from numpyro_diffusion.schedules import (
+    Geometric,
+    cosine,
+    geometric,
+    signal_linear,
+    uniform_grid,
+)
+
+SCHEDULES = {
+    "signal_linear": signal_linear(),
+    "cosine": cosine(),
+    "geometric": geometric(),
+    "geometric_narrow": geometric(0.01, 50.0),
+}
+every_schedule = pytest.mark.parametrize(
+    "schedule", SCHEDULES.values(), ids=SCHEDULES.keys()
+)
+TIMES = np.array([0.0, 1e-9, 1e-3, 0.1, 0.3, 0.5, 0.77, 0.999, 1.0])
+
+
+@every_schedule
+def test_signal_and_noise_add_up_to_one_and_start_at_the_data(schedule):
+    signal, noise = schedule.alpha_bar(TIMES), schedule.noise(TIMES)
+    np.testing.assert_allclose(signal + noise, 1.0, rtol=1e-15)
+    assert signal[0] == 1.0
+    assert noise[0] == 0.0
+    assert np.all(np.diff(noise) > 0.0)
+
+
+@every_schedule
+def test_noise_keeps_its_digits_near_the_data(schedule):
+    t = np.array([1e-12, 2e-12])
+    slope = schedule.noise(1e-6) / 1e-6
+    if schedule is SCHEDULES["cosine"]:
+        expected = (np.pi / 2 * t) ** 2
+    elif isinstance(schedule, Geometric):
+        expected = schedule.nsr_min * np.log(schedule.nsr_max / schedule.nsr_min) * t
+        np.testing.assert_allclose(slope, expected[0] / t[0], rtol=1e-3)
+    else:
+        expected = t
+    np.testing.assert_allclose(schedule.noise(t), expected, rtol=1e-9)
+
+
+@every_schedule
+def test_kept_and_beta_are_the_two_shares_of_a_step(schedule):
+    s, t = TIMES[:-1], TIMES[1:]
+    kept, beta = schedule.kept(s, t), schedule.beta(s, t)
+    np.testing.assert_allclose(kept + beta, 1.0, atol=2e-15)
+    np.testing.assert_allclose(
+        beta, 1.0 - np.array(schedule.alpha_bar(t) / schedule.alpha_bar(s)), atol=1e-15
+    )
+
+
+@every_schedule
+def test_steps_multiply(schedule):
+    s, u, t = 0.2, 0.35, 0.9
+    np.testing.assert_allclose(
+        schedule.kept(s, u) * schedule.kept(u, t), schedule.kept(s, t), rtol=1e-14
+    )
+
+
+@every_schedule
+def test_time_inverts_angle(schedule):
+    t = np.linspace(0.0, 1.0, 41)
+    angle = schedule.angle(t)
+    np.testing.assert_allclose(schedule.time(angle), t, atol=1e-13)
+    np.testing.assert_allclose(np.cos(angle) ** 2, schedule.alpha_bar(t), atol=1e-15)
+    np.testing.assert_allclose(np.sin(angle) ** 2, schedule.noise(t), atol=1e-15)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 7, 40, 1000, 2000])
+def test_signal_linear_is_the_paper_schedule(num_steps):
+    """alpha_bar_t = 1 - t / T, beta_t = 1 / (T - t + 1), and beta_T = 1 exactly."""
+    schedule, grid = signal_linear(), uniform_grid(num_steps)
+    k = np.arange(1, num_steps + 1)
+    np.testing.assert_array_equal(schedule.alpha_bar(grid), 1.0 - np.array(grid))
+    beta = np.array(schedule.beta(grid[:-1], grid[1:]))
+    # the grid's own rounding is magnified where few steps of signal are left
+    np.testing.assert_allclose(beta, 1.0 / (num_steps - k + 1), rtol=1e-15 * num_steps)
+    assert beta[-1] == 1.0
+    assert schedule.kept(grid[-2], grid[-1]) == 0.0
+    assert np.all(np.isfinite(beta))
+
+
+@pytest.mark.parametrize("schedule", [signal_linear(), cosine()], ids=["linear", "cos"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64], ids=["f32", "f64"])
+def test_ends_are_exact(schedule, dtype):
+    zero, one = jnp.zeros((), dtype), jnp.ones((), dtype)
+    assert schedule.alpha_bar(zero) == 1.0
+    assert schedule.noise(zero) == 0.0
+    assert schedule.alpha_bar(one) == 0.0
+    assert schedule.noise(one) == 1.0
+    assert schedule.beta(jnp.asarray(0.9, dtype), one) == 1.0
+    assert schedule.beta(zero, one) == 1.0
+    assert schedule.angle(zero) == 0.0
+    assert schedule.angle(one) == jnp.asarray(jnp.pi / 2, dtype)
+
+
+def test_cosine_angle_is_linear():
+    t = np.linspace(0.0, 1.0, 11)
+    np.testing.assert_allclose(cosine().angle(t), np.pi / 2 * t, atol=1e-15)
+
+
+def test_geometric_noise_to_signal_ratio_is_shifted_log_linear():
+    schedule = geometric(1e-3, 1e3)
+    t = np.linspace(0.0, 1.0, 11)
+    ratio = np.array(schedule.noise(t) / schedule.alpha_bar(t))
+    np.testing.assert_allclose(ratio + 1e-3, 1e-3 * 1e6**t, rtol=1e-12)
+    np.testing.assert_allclose(schedule.alpha_bar(1.0), 1.0 / (1001.0 - 1e-3))
+
+
+def exact_beta(schedule, s, t):
+    """In float64, by identities without a cancelling difference."""
+    s, t = np.asarray(s, np.float64), np.asarray(t, np.float64)
+    if schedule is SCHEDULES["signal_linear"]:
+        return (t - s) / (1.0 - s)
+    if schedule is SCHEDULES["cosine"]:
+        half = np.pi / 2
+        lost = np.sin(half * (t - s)) * np.sin(half * (2.0 - s - t))
+        return lost / np.sin(half * (1.0 - s)) ** 2
+    rate = np.log(schedule.nsr_max / schedule.nsr_min)
+    grown = schedule.nsr_min * np.exp(rate * s) * np.expm1(rate * (t - s))
+    return grown / (1.0 + schedule.nsr_min * np.expm1(rate * t))
+
+
+@every_schedule
+def test_beta_is_accurate_in_single_precision_at_both_ends(schedule):
+    k = np.array([1, 2, 3, 5, 10, 990, 995, 998, 999, 1000])
+    s = (np.float32(k - 1) / np.float32(1000)).astype(np.float32)
+    t = (np.float32(k) / np.float32(1000)).astype(np.float32)
+    beta = schedule.beta(jnp.asarray(s), jnp.asarray(t))
+    assert beta.dtype == jnp.float32
+    # ten steps from an end a difference cancels one digit; the geometric exponent
+    # magnifies rounding by its rate (18) times 100 steps
+    tol = 3e-4 if isinstance(schedule, Geometric) else 3e-6
+    np.testing.assert_allclose(beta, exact_beta(schedule, s, t), rtol=tol)
+    np.testing.assert_allclose(  # and the reference is right
+        exact_beta(schedule, s, t),
+        schedule.beta(s.astype(float), t.astype(float)),
+        rtol=1e-11,
+    )
+
+
+@pytest.mark.parametrize("name", ["cosine", "geometric"])
+def test_control_the_textbook_beta_loses_its_digits_near_the_data(name):
+    schedule = SCHEDULES[name]
+    s, t = np.float32(1e-3), np.float32(2e-3)
+    naive = 1 - schedule.alpha_bar(jnp.asarray(t)) / schedule.alpha_bar(jnp.asarray(s))
+    assert abs(naive / exact_beta(schedule, s, t) - 1.0) > 1e-3
+
+
+def test_uniform_grid():
+    np.testing.assert_array_equal(uniform_grid(4), [0.0, 0.25, 0.5, 0.75, 1.0])
+    assert uniform_grid(7)[-1] == 1.0
+
+
+@pytest.mark.parametrize("num_steps", [0, -3, 2.0, "ten", np.nan])
+def test_uniform_grid_refuses(num_steps):
+    # the annotation (checked in tests) or the function itself refuses
+    with pytest.raises(Exception, match="num_steps"):
+        uniform_grid(num_steps)
+
+
+@pytest.mark.parametrize(
+    ("nsr_min", "nsr_max"),
+    [(0.0, 1.0), (-1.0, 1.0), (2.0, 1.0), (1.0, 1.0), (1.0, np.inf), (np.nan, 1.0)],
+)
+def test_geometric_refuses(nsr_min, nsr_max):
+    with pytest.raises(ValueError, match=r"Geometric: 0 < nsr_min < nsr_max < inf"):
+        geometric(nsr_min, nsr_max)
+
+
+def test_integer_times_are_times():
+    assert cosine().alpha_bar(1) == 0.0
+    assert signal_linear().noise(jnp.arange(2)).dtype == jnp.float64
