@@ -47,7 +47,10 @@ def observe(key, num_digits: int):
     lower_half = jnp.arange(8)[:, None] >= 4
     right_half = jnp.arange(8)[None, :] >= 4
     hidden = jnp.stack(
-        [jnp.broadcast_to((lower_half, right_half)[i % 2], (8, 8)) for i in range(num_digits)]
+        [
+            jnp.broadcast_to((lower_half, right_half)[i % 2], (8, 8))
+            for i in range(num_digits)
+        ]
     )
     noise = jax.random.normal(key, truth.shape)
     return truth, ~hidden, truth + TRUE_SCALE * noise
@@ -87,9 +90,10 @@ def draw_picture(path: Path, truth, mask, y, draws) -> None:
 
 def main(
     num_digits: int = 4,
-    num_warmup: int = 60,
+    num_warmup: int = 100,
     num_samples: int = 200,
-    num_particles: int = 16,
+    num_particles: int = 12,
+    chain_steps: int = 25,
     out: str = "out",
     progress_bar: bool = True,
 ):
@@ -97,7 +101,9 @@ def main(
     start = time.perf_counter()
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    prior = nd.load_pretrained("digits")
+    # Half the steps of the shipped prior: sharp enough at this noise, and twice as fast.
+    reverse = nd.load_pretrained("digits").reverse
+    prior = nd.DiffusionPrior(reverse, (8, 8), num_steps=chain_steps)
     truth, mask, y = observe(jax.random.key(1), num_digits)
 
     model = nd.handlers.diffusion_sites(make_model(prior, num_digits))
@@ -134,7 +140,11 @@ def main(
         f"{TRUE_SCALE}; digits changed in {np.mean(moved):.0%} of sweeps"
     )
     draw_picture(
-        folder / "inpaint_digits.png", truth, mask, y, np.asarray(mcmc.get_samples()["x"])
+        folder / "inpaint_digits.png",
+        truth,
+        mask,
+        y,
+        np.asarray(mcmc.get_samples()["x"]),
     )
     idata.to_netcdf(folder / "inpaint_digits.nc")
     print(

@@ -55,7 +55,9 @@ def two_sample_accuracy(first: np.ndarray, second: np.ndarray) -> float:
     labels = np.repeat([0, 1], num)
     classifier = MLPClassifier((640, 640), max_iter=1000, random_state=1)
     order = np.random.default_rng(1).permutation(2 * num)
-    return float(cross_val_score(classifier, features[order], labels[order], cv=5).mean())
+    return float(
+        cross_val_score(classifier, features[order], labels[order], cv=5).mean()
+    )
 
 
 def save_picture(prior: nd.DiffusionPrior, data: Digits, path: Path) -> None:

@@ -195,14 +195,14 @@ def step_kl(
         return reverse.forward.kl(q, p)
     except NotImplementedError:
         x_s = q.sample(key)
-        return q.log_prob(x_s) - p.log_prob(x_s)
+        return jnp.asarray(q.log_prob(x_s)) - jnp.asarray(p.log_prob(x_s))
 
 
 def null_log_prob(
     forward: AbstractForward, x0: Num[Array, "*event"]
 ) -> Float[Array, ""]:
     """Log-likelihood of one event under the terminal law, in nats."""
-    return forward.terminal(x0.shape).log_prob(x0)
+    return jnp.asarray(forward.terminal(x0.shape).log_prob(x0))
 
 
 def pointwise_correction(
@@ -235,7 +235,7 @@ def _bound_terms(
         def step(_: None, inputs: tuple[Array, Array, Array]) -> tuple[None, Array]:
             t, s, key = inputs
             noise_key, kl_key = jax.random.split(key)
-            x_t = forward.marginal(x0, t).sample(noise_key)
+            x_t = jnp.asarray(forward.marginal(x0, t).sample(noise_key))
             return None, step_kl(reverse, x0, x_t, t, s, kl_key)
 
         keys = jax.random.split(key, len(grid) - 2)
@@ -266,12 +266,12 @@ def _log_weights(
 
         def step(total: Array, inputs: tuple[Array, ...]) -> tuple[Array, None]:
             x_s, x_t, s, t = inputs
-            ratio = reverse.transition(x_t, t, s).log_prob(x_s)
+            ratio = jnp.asarray(reverse.transition(x_t, t, s).log_prob(x_s))
             ratio -= forward.transition(x_s, s, t).log_prob(x_t)
             return total + ratio, None
 
         # The edge step: p(x_0 | x_1) is the forward kernel, run backwards.
-        first = forward.transition(path[1], grid[0], grid[1]).log_prob(x0)
+        first = jnp.asarray(forward.transition(path[1], grid[0], grid[1]).log_prob(x0))
         first -= forward.transition(x0, grid[0], grid[1]).log_prob(path[1])
         start = null_log_prob(forward, path[-1]) + first
         steps = (path[1:-1], path[2:], grid[1:-1], grid[2:])

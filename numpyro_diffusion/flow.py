@@ -16,6 +16,7 @@ Grathwohl et al. 2019, arXiv:1810.01367.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import diffrax
 import equinox as eqx
@@ -114,8 +115,8 @@ class ProbabilityFlow(eqx.Module):
         return probes, 1.0 / num_probes
 
     def _solve(
-        self, reverse: AbstractReverse, field: Callable, start: object, *, to_data: bool
-    ) -> object:
+        self, reverse: AbstractReverse, field: Callable, start: Any, *, to_data: bool
+    ) -> Any:
         # A schedule that keeps a little signal at t = 1 ends short of pi / 2: beyond it
         # the network would be asked about times it was never trained on.
         angle_max = reverse.forward.schedule.angle(1.0)

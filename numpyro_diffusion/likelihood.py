@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, Num
+from numpyro.distributions.distribution import MaskedDistribution
 from numpyro.handlers import seed, substitute, trace
 from numpyro.infer.util import compute_log_probs
 from numpyro.ops.provenance import eval_provenance
@@ -52,7 +53,7 @@ class OmitPrior(Messenger):
 
     def process_message(self, msg: dict[str, Any]) -> None:
         if msg["type"] == "sample" and not _is_marked(msg) and self.select(msg):
-            if isinstance(msg["fn"], dist.distribution.MaskedDistribution):
+            if isinstance(msg["fn"], MaskedDistribution):
                 return  # masked by the user: left as it is, for `Likelihood` to refuse
             msg["fn"] = msg["fn"].mask(False)
             msg["infer"] = {**msg["infer"], MARK: True}
@@ -98,7 +99,7 @@ def prior_sites(
 def unwrapped(fn: Any) -> Any:
     """A distribution without `mask`, `expand` and `to_event` around it."""
     wrappers = (
-        dist.distribution.MaskedDistribution,
+        MaskedDistribution,
         dist.ExpandedDistribution,
         dist.Independent,
     )
@@ -227,7 +228,7 @@ class Likelihood:
                 f"Likelihood: the prior of {name!r} must not be scaled (by `scale` or a "
                 f"subsampled plate), got scale {message['scale']}."
             )
-        masked = isinstance(message["fn"], dist.distribution.MaskedDistribution)
+        masked = isinstance(message["fn"], MaskedDistribution)
         if masked and not _is_marked(message):
             raise ValueError(
                 f"Likelihood: the prior of {name!r} must not be masked; mask the "
@@ -271,7 +272,7 @@ class _Reusable:
         self._model, self._others = model, others
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with seed(rng_seed=jax.random.key(0)), substitute(data=self._others):
+        with seed(rng_seed=jax.random.key(0)), substitute(data=dict(self._others)):
             return self._model(*args, **kwargs)
 
 

@@ -122,7 +122,7 @@ class DiffusionPrior(dist.Distribution):
     ) -> Num[Array, "..."]:
         """Draw events, shape `sample_shape + event_shape`."""
         shape = tuple(sample_shape)
-        keys = jax.random.split(key, shape)
+        keys = jax.random.split(jnp.asarray(key), shape)
         return _sample(self._arrays, self._static, keys, self.event_shape, self.grid)
 
     @validate_sample

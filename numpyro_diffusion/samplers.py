@@ -36,12 +36,12 @@ def ancestral_sample(
     Source: Sohl-Dickstein et al. 2015, eq. 4-5.
     """
     start_key, steps_key = jax.random.split(key)
-    x = reverse.forward.terminal(event_shape).sample(start_key)
+    x = jnp.asarray(reverse.forward.terminal(event_shape).sample(start_key))
     keys = jax.random.split(steps_key, len(grid) - 1)
 
     def step(x_t: Array, inputs: tuple[Array, Array, Array]) -> tuple[Array, None]:
         t, s, step_key = inputs
-        return reverse.transition(x_t, t, s).sample(step_key), None
+        return jnp.asarray(reverse.transition(x_t, t, s).sample(step_key)), None
 
     x, _ = jax.lax.scan(step, x, (grid[1:], grid[:-1], keys), reverse=True)
     return x
@@ -70,7 +70,7 @@ def noising_path(
 
     def step(x_s: Array, inputs: tuple[Array, Array, Array]) -> tuple[Array, Array]:
         s, t, step_key = inputs
-        x_t = forward.transition(x_s, s, t).sample(step_key).astype(x0.dtype)
+        x_t = jnp.asarray(forward.transition(x_s, s, t).sample(step_key), x0.dtype)
         return x_t, x_t
 
     _, path = jax.lax.scan(step, x0, (grid[:-1], grid[1:], keys))

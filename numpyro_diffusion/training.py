@@ -109,7 +109,7 @@ def fit(
     data, validation = _checked_data(reverse, data, validation)
     split_key, steps_key, error_key = jax.random.split(key, 3)
     if validation is None:
-        data, validation = _split(split_key, data, validation_fraction)
+        data, validation = _split(split_key, np.asarray(data), validation_fraction)
     if optimizer is None:
         optimizer = _default_optimizer(num_steps)
     params, static = eqx.partition(reverse.network, eqx.is_inexact_array)
@@ -121,7 +121,7 @@ def fit(
             "batch_size": batch_size,
             "ema_decay": ema_decay,
             "key": np.asarray(_key_data(key)).tolist(),
-            "data": hashlib.sha256(np.ascontiguousarray(data)).hexdigest(),
+            "data": hashlib.sha256(data.tobytes()).hexdigest(),
         },
     )
     first, losses, state = run.resume(state, np.full(num_steps, np.nan))

@@ -84,7 +84,7 @@ class ParticleGibbs(MCMCKernel):
         ```
     """
 
-    sample_field = "z"
+    sample_field = "z"  # pyright: ignore[reportAssignmentType]
 
     def __init__(
         self,
@@ -123,7 +123,8 @@ class ParticleGibbs(MCMCKernel):
 
     def get_diagnostics_str(self, state: ParticleGibbsState) -> str:
         moved, refreshed, ess = (
-            float(jnp.mean(field)) for field in (state.moved, state.refreshed, state.ess)
+            float(jnp.mean(field))
+            for field in (state.moved, state.refreshed, state.ess)
         )
         return (
             f"moved {moved:.2f}, refreshed {refreshed:.2f}, "
@@ -184,7 +185,7 @@ class ParticleGibbs(MCMCKernel):
             self._resample_below,
         )
         z = {site: likelihood.unstacked(draw.path[0])}
-        share = jnp.mean(refreshed, axis=1)
+        share = jnp.mean(refreshed, axis=1, dtype=draw.ess.dtype)
         return ParticleGibbsState(z, draw.path, draw.moved, share, draw.ess, rng_key)
 
     def refresh(

@@ -59,7 +59,9 @@ def refresh_path(
     def one(key: Array, path: Array) -> tuple[Array, Array]:
         noise_key, choice_key = jax.random.split(key)
         keys = jax.random.split(noise_key, num_paths - 1)
-        fresh = jax.vmap(lambda k: noising_path(reverse.forward, k, path[0], grid))(keys)
+        fresh = jax.vmap(lambda k: noising_path(reverse.forward, k, path[0], grid))(
+            keys
+        )
         paths = jnp.concatenate([path[None], fresh])
         log_weights = jax.vmap(lambda p: _log_weight(reverse, p, grid))(paths)
         chosen = jax.random.categorical(choice_key, log_weights)
@@ -77,12 +79,13 @@ def _log_weight(
     path: Num[Array, "num_times *event"],
     grid: Float[Array, " num_times"],
 ) -> Float[Array, ""]:
-    """log p(x_{0:T}) - log q(x_{1:T} | x_0)."""
+    """The log weight, log p(x_{0:T}) - log q(x_{1:T} | x_0)."""
     forward = reverse.forward
 
     def ratio(x_s: Array, x_t: Array, s: Array, t: Array) -> Array:
-        backward = reverse.transition(x_t, t, s).log_prob(x_s)
+        backward = jnp.asarray(reverse.transition(x_t, t, s).log_prob(x_s))
         return backward - forward.transition(x_s, s, t).log_prob(x_t)
 
     ratios = jax.vmap(ratio)(path[:-1], path[1:], grid[:-1], grid[1:])
-    return forward.terminal(path.shape[1:]).log_prob(path[-1]) + jnp.sum(ratios)
+    terminal = forward.terminal(path.shape[1:])
+    return jnp.asarray(terminal.log_prob(path[-1])) + jnp.sum(ratios)

@@ -13,9 +13,14 @@ from numpyro_diffusion.schedules import uniform_grid
 
 FORWARD = nd.GaussianForward(nd.schedules.cosine())
 GRID = uniform_grid(4)
-# The chain of a *wrong* denoiser, so that the weights matter: it thinks that the data
-# have variance 0.3.
-WRONG = nd.analytic.GaussianReverse(FORWARD, jnp.zeros(1), 0.3 * jnp.eye(1))
+# A denoiser that is no data law's, so that the weights matter: given x_0, the reversal
+# of any exact process is the forward process itself.
+WRONG = nd.DenoisingReverse(
+    FORWARD,
+    lambda x, t: 0.5 * x,
+    nd.DataPrediction(),
+    nd.DenoisingError(jnp.array([0.5, 1.0]), jnp.array([0.3, 0.5])),
+)
 X0 = 1.2
 
 
@@ -28,7 +33,7 @@ def conditional_moments(reverse, x0):
     for k in range(num, 0, -1):
         law = lambda x, k=k: reverse.transition(jnp.array([x]), GRID[k], GRID[k - 1])
         slope = float(law(1.0).mean[0] - law(0.0).mean[0])
-        variance = float(law(0.0).covariance_matrix[0, 0])
+        variance = float(law(0.0).variance[0])
         row = np.zeros(num + 1)
         row[k - 1], row[k] = 1.0, -slope
         precision += np.outer(row, row) / variance
