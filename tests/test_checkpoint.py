@@ -280,7 +280,7 @@ def test_function_is_named(path, function, name):
         (int, "builtins.type"),
         (object(), "builtins.object"),
     ],
-    ids=str,
+    ids=["complex", "dict", "type", "object"],
 )
 def test_other_values_are_refused(path, value, what):
     with pytest.raises(TypeError, match=rf"Record\.x is an object of class {what}"):
