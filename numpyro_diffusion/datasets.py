@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 __all__ = ["DIGITS_SCALING", "Digits", "Scaling", "digits"]
@@ -28,11 +29,11 @@ class Scaling(NamedTuple):
     shift: float
     scale: float
 
-    def standardise(self, data: Float[Array, "..."]) -> Float[Array, "..."]:
+    def standardise(self, data: ArrayLike) -> ArrayLike:
         """From data units to zero mean and unit variance."""
         return (data - self.shift) / self.scale
 
-    def restore(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    def restore(self, x: ArrayLike) -> ArrayLike:
         """From standardised units back to data units."""
         return self.shift + self.scale * x
 

@@ -3,6 +3,8 @@
 import importlib.util
 import pathlib
 
+import pytest
+
 import numpyro_diffusion as nd
 
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
@@ -38,6 +40,7 @@ def test_inpaint_digits(tmp_path, capsys):
         assert (tmp_path / name).stat().st_size > 1000
 
 
+@pytest.mark.slow  # the two-sample classifier and the compilation of two chains
 def test_train_digits(tmp_path, capsys):
     card = load_example("train_digits").main(
         num_steps=3,

@@ -19,7 +19,7 @@ EXAMPLE_LINE = (
 )
 TEST_LINE = (
     'python3 -m venv .venv-dev && .venv-dev/bin/pip install -q -e ".[dev]" && '
-    ".venv-dev/bin/python -m pytest"
+    ".venv-dev/bin/python -m pytest -n 2"
 )
 
 
