@@ -7,12 +7,11 @@ result, averaged over the noise, bounds the probability of the integers from bel
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 __all__ = ["DIGITS_SCALING", "Digits", "Scaling", "digits"]
@@ -29,11 +28,11 @@ class Scaling(NamedTuple):
     shift: float
     scale: float
 
-    def standardise(self, data: ArrayLike) -> ArrayLike:
+    def standardise(self, data: Any) -> Any:
         """From data units to zero mean and unit variance."""
         return (data - self.shift) / self.scale
 
-    def restore(self, x: ArrayLike) -> ArrayLike:
+    def restore(self, x: Any) -> Any:
         """From standardised units back to data units."""
         return self.shift + self.scale * x
 

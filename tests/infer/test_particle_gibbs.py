@@ -234,7 +234,13 @@ def test_plate_elements_and_copies_have_the_right_shapes():
 
 # NumPyro donates the buffers of extra fields, which chains under vmap cannot reuse.
 @pytest.mark.filterwarnings("ignore:Some donated buffers were not usable")
-@pytest.mark.parametrize("chain_method", ["sequential", jax.vmap], ids=["seq", "vmap"])
+@pytest.mark.parametrize(
+    "chain_method",
+    [
+        pytest.param("sequential", id="seq"),
+        pytest.param(jax.vmap, id="vmap", marks=pytest.mark.slow),
+    ],
+)
 def test_chains_arviz_and_extra_fields(chain_method):
     def model(y=None):
         sigma = numpyro.sample("sigma", dist.HalfNormal(1.0))
