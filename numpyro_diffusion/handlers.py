@@ -36,6 +36,9 @@ def diffusion_sites(model: Callable) -> Callable:
     Returns:
         The model, with the density of its diffusion sites masked. A site that its user
         has masked already is left alone.
+
+    **Limit:** the prior of a marked site must not depend on other latents (through its
+    parameters): what it says about them is masked too, and nothing checks for it yet.
     """
     return OmitPrior(model, select=is_diffusion_site)
 

@@ -69,7 +69,7 @@ class ParticleGibbs(MCMCKernel):
     Raises:
         ValueError: `num_particles` or `resample_below` out of range; at `init`, the
             model has no latent diffusion site, or `site` is not one, or the site's prior
-            is scaled or masked or depends on other latents.
+            is scaled or masked.
 
     **Error:** none in the limit of many sweeps. How well it mixes shows in the extra
     fields `moved`, `refreshed` and `ess` (`block_states.<i>.moved` under `Gibbs`).
