@@ -151,7 +151,8 @@ def test_inpainting_numbers(factorised):
 
     The paper's recipe, clamped at every step, gives .6060 / .4948 (a plain NumPy
     recursion agrees to five digits). `Product` reads only the diagonal of the prior's
-    transition, so that the full and the factorised one agree; the correlation within one step is second order.
+    transition, so that the full and the factorised one agree; the correlation within
+    one step is second order.
     """
     exact = GaussianReverse(
         GaussianForward(Reference()),
