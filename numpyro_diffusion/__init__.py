@@ -22,6 +22,7 @@ from numpyro_diffusion.forward import BernoulliForward, GaussianForward
 from numpyro_diffusion.likelihood import Likelihood
 from numpyro_diffusion.pretrained import load_pretrained
 from numpyro_diffusion.prior import DiffusionPrior
+from numpyro_diffusion.programs import forward_model, reverse_model
 from numpyro_diffusion.reverse import (
     DataPrediction,
     DenoisingError,
@@ -50,6 +51,7 @@ __all__ = [
     "datasets",
     "denoising_error",
     "fit",
+    "forward_model",
     "guidance",
     "handlers",
     "importance_log_prob",
@@ -58,6 +60,7 @@ __all__ = [
     "load_pretrained",
     "networks",
     "read_card",
+    "reverse_model",
     "save",
     "schedules",
     "variational_bound",

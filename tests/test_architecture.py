@@ -27,6 +27,7 @@ FLOORS = {
     "bound": 4,
     "training": 4,
     "samplers": 4,
+    "programs": 4,
     "flow": 4,
     "guidance": 4,
     "prior": 5,
