@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpyro
 from jaxtyping import Array
-from numpyro.handlers import block, seed, trace
-from numpyro.ops.provenance import eval_provenance
+from numpyro.handlers import block
 from numpyro.primitives import Messenger
 
 from numpyro_diffusion.guidance import (
@@ -16,8 +15,13 @@ from numpyro_diffusion.guidance import (
     MomentMatching,
     guided_sample,
 )
-from numpyro_diffusion.likelihood import Likelihood, OmitPrior
-from numpyro_diffusion.sites import diffusion_site, is_diffusion_site
+from numpyro_diffusion.likelihood import Likelihood, OmitPrior, zeros_like_site
+from numpyro_diffusion.sites import (
+    depending_sites,
+    diffusion_site,
+    is_diffusion_site,
+    traced,
+)
 
 __all__ = ["diffusion_sites", "guide"]
 
@@ -37,8 +41,10 @@ def diffusion_sites(model: Callable) -> Callable:
         The model, with the density of its diffusion sites masked. A site that its user
         has masked already is left alone.
 
-    **Limit:** the prior of a marked site must not depend on other latents (through its
-    parameters): what it says about them is masked too, and nothing checks for it yet.
+    **Limits:** the prior of a marked site must not depend on other latents (through its
+    parameters): what it says about them is masked too, and `infer.ParticleGibbs` refuses
+    such a model. Every marked site needs a kernel that knows its chain: NUTS alone, on a
+    marked model, would take the prior to be flat.
     """
     return OmitPrior(model, select=is_diffusion_site)
 
@@ -133,9 +139,7 @@ class _Others(Messenger):
         if msg["type"] != "sample":
             return
         if msg["name"] == self.site:
-            shape = msg["kwargs"].get("sample_shape", ()) + msg["fn"].shape()
-            dtype = int if msg["fn"].support.is_discrete else float
-            msg["value"], msg["stop"] = jnp.zeros(shape, dtype), True
+            msg["value"], msg["stop"] = zeros_like_site(msg), True
         elif msg["name"] in self.followers:
             shape = msg["kwargs"].get("sample_shape", ())
             msg["value"] = msg["fn"].sample(jax.random.key(0), shape)
@@ -197,23 +201,17 @@ class _Unobserved(Messenger):
 def _free_followers(
     model: Callable, name: str, args: tuple, kwargs: dict[str, Any]
 ) -> frozenset[str]:
-    """Unobserved sample sites whose law depends on the site's value.
+    """Unobserved sample sites whose law depends on the site's value."""
 
-    Read off the program itself, by tracking which arrays depend on which.
-    """
-
-    def laws(**values: Array) -> dict[str, list[Any]]:
-        sites = _traced(model, values, args, kwargs)
-        return {n: _law_arrays(m) for n, m in sites.items() if m["type"] == "sample"}
-
-    sites = _traced(model, {}, args, kwargs)
+    run = lambda values: traced(model, args, kwargs, values)
+    sites = run({})
     observed = {
         n for n, m in sites.items() if m["type"] == "sample" and m["is_observed"]
     }
 
     def depending_on(source: str) -> set[str]:
-        found = eval_provenance(laws, **{source: jnp.asarray(sites[source]["value"])})
-        return {n for n, leaves in found.items() if any(source in p for p in leaves)}
+        value = {source: jnp.asarray(sites[source]["value"])}
+        return {n for n, sources in depending_sites(run, value).items() if sources}
 
     followers = depending_on(name) - observed - {name}
     for follower in followers:
@@ -226,26 +224,3 @@ def _free_followers(
                 "or use infer.ParticleGibbs beside NUTS."
             )
     return frozenset(followers)
-
-
-def _law_arrays(msg: dict[str, Any]) -> list[Any]:
-    """The arrays (and plain numbers) that a sample message's distribution is made of."""
-    return jax.tree.leaves(msg["fn"])
-
-
-def _traced(
-    model: Callable, values: dict[str, Array], args: tuple, kwargs: dict[str, Any]
-) -> dict[str, Any]:
-    substituted = numpyro.handlers.substitute(model, data=values)
-    no_chain = _Zeros(substituted)
-    return trace(seed(no_chain, jax.random.key(0))).get_trace(*args, **kwargs)
-
-
-class _Zeros(Messenger):
-    """Give diffusion sites without a value zeros instead of running their chain."""
-
-    def process_message(self, msg: dict[str, Any]) -> None:
-        if msg["type"] == "sample" and msg["value"] is None and is_diffusion_site(msg):
-            shape = msg["kwargs"].get("sample_shape", ()) + msg["fn"].shape()
-            dtype = int if msg["fn"].support.is_discrete else float
-            msg["value"] = jnp.zeros(shape, dtype)

@@ -26,7 +26,15 @@ from numpyro.infer.util import compute_log_probs
 from numpyro.ops.provenance import eval_provenance
 from numpyro.primitives import Messenger
 
-__all__ = ["Likelihood", "OmitPrior", "prior_sites", "unwrapped"]
+__all__ = [
+    "Likelihood",
+    "OmitPrior",
+    "Placeholder",
+    "is_marked",
+    "prior_sites",
+    "unwrapped",
+    "zeros_like_site",
+]
 
 MARK = "diffusion_site"
 """Entry of a site's `infer` dictionary: its prior was masked on purpose."""
@@ -52,14 +60,14 @@ class OmitPrior(Messenger):
         super().__init__(fn)
 
     def process_message(self, msg: dict[str, Any]) -> None:
-        if msg["type"] == "sample" and not _is_marked(msg) and self.select(msg):
+        if msg["type"] == "sample" and not is_marked(msg) and self.select(msg):
             if isinstance(msg["fn"], MaskedDistribution):
                 return  # masked by the user: left as it is, for `Likelihood` to refuse
             msg["fn"] = msg["fn"].mask(False)
             msg["infer"] = {**msg["infer"], MARK: True}
 
 
-class _Placeholder(Messenger):
+class Placeholder(Messenger):
     """Give chosen sites that have no value the value zero, without sampling them."""
 
     def __init__(self, fn: Callable, select: Callable[[dict[str, Any]], bool]) -> None:
@@ -68,10 +76,14 @@ class _Placeholder(Messenger):
 
     def process_message(self, msg: dict[str, Any]) -> None:
         if msg["type"] == "sample" and msg["value"] is None and self.select(msg):
-            shape = msg["kwargs"].get("sample_shape", ()) + msg["fn"].shape()
-            discrete = msg["fn"].support.is_discrete
-            msg["value"] = jnp.zeros(shape, int if discrete else float)
+            msg["value"] = zeros_like_site(msg)
             msg["infer"] = {**msg["infer"], "_placeholder": True}
+
+
+def zeros_like_site(msg: dict[str, Any]) -> Num[Array, "..."]:
+    """Zeros of the shape and kind of values that a sample message's site has."""
+    shape = msg["kwargs"].get("sample_shape", ()) + msg["fn"].shape()
+    return jnp.zeros(shape, int if msg["fn"].support.is_discrete else float)
 
 
 def prior_sites(
@@ -229,7 +241,7 @@ class Likelihood:
                 f"subsampled plate), got scale {message['scale']}."
             )
         masked = isinstance(message["fn"], MaskedDistribution)
-        if masked and not _is_marked(message):
+        if masked and not is_marked(message):
             raise ValueError(
                 f"Likelihood: the prior of {name!r} must not be masked; mask the "
                 "likelihood (`handlers.mask` or `.mask` on the observed site) instead."
@@ -287,14 +299,15 @@ def _prototype(
         return only in (None, msg["name"]) and is_prior(unwrapped(msg["fn"]))
 
     with seed(rng_seed=jax.random.key(0)):
-        return trace(_Placeholder(model, select)).get_trace(*args, **kwargs)
+        return trace(Placeholder(model, select)).get_trace(*args, **kwargs)
 
 
 def _is_latent(msg: dict[str, Any]) -> bool:
     return msg["type"] == "sample" and not msg["is_observed"]
 
 
-def _is_marked(msg: dict[str, Any]) -> bool:
+def is_marked(msg: Mapping[str, Any]) -> bool:
+    """Whether a sample message's prior was masked by `OmitPrior`."""
     return bool(msg["infer"].get(MARK, False))
 
 

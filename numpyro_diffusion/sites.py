@@ -1,12 +1,17 @@
-"""Finding the diffusion sites of a NumPyro model."""
+"""Finding the diffusion sites of a NumPyro model, and what depends on what."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from numpyro_diffusion.likelihood import prior_sites, unwrapped
+import jax
+from jaxtyping import Array
+from numpyro.handlers import seed, substitute, trace
+from numpyro.ops.provenance import eval_provenance
+
+from numpyro_diffusion.likelihood import Placeholder, prior_sites, unwrapped
 from numpyro_diffusion.prior import DiffusionPrior
 
-__all__ = ["diffusion_site", "is_diffusion_site"]
+__all__ = ["depending_sites", "diffusion_site", "is_diffusion_site", "traced"]
 
 
 def is_diffusion_site(msg: Mapping[str, Any]) -> bool:
@@ -53,3 +58,45 @@ def diffusion_site(
             f"{name!r}."
         )
     return found[0] if name is None else name
+
+
+def traced(
+    model: Callable, args: tuple, kwargs: Mapping[str, Any], values: Mapping[str, Array]
+) -> dict[str, Any]:
+    """Trace a model at given values; diffusion sites without one hold zeros.
+
+    Everything else is drawn with a fixed key. No reverse chain is run.
+    """
+    substituted = substitute(model, data=dict(values))
+    no_chain = Placeholder(substituted, is_diffusion_site)
+    return trace(seed(no_chain, jax.random.key(0))).get_trace(*args, **kwargs)
+
+
+def depending_sites(
+    run: Callable[[dict[str, Array]], dict[str, Any]], values: Mapping[str, Array]
+) -> dict[str, frozenset[str]]:
+    """Which sample sites' laws depend on which of some values.
+
+    Read off the program itself, by tracking which arrays are made of which.
+
+    Args:
+        run: Traces the model at given values.
+        values: Values whose influence is wanted, by name.
+
+    Returns:
+        For each sample site, the names among `values` that its law depends on.
+    """
+
+    def laws(**values: Array) -> dict[str, list[Any]]:
+        sites = run(values)
+        return {
+            name: jax.tree.leaves(msg["fn"])
+            for name, msg in sites.items()
+            if msg["type"] == "sample"
+        }
+
+    found = eval_provenance(laws, **values)
+    return {
+        name: frozenset().union(*leaves) & frozenset(values)
+        for name, leaves in found.items()
+    }

@@ -3,6 +3,7 @@
 import importlib
 
 import arviz as az
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -169,6 +170,47 @@ def test_joint_posterior_of_value_and_scale_by_quadrature():
         axis=1,
     )
     assert np.abs(mean_z_scores(got, expected)).max() < LIMIT
+
+
+def with_a_prior_that_depends_on(reverse):
+    def model(y):
+        mean = numpyro.sample("mean", dist.Normal(0.5, 1.0))
+        shifted = eqx.tree_at(lambda r: r.mean, reverse, mean[None])
+        x = numpyro.sample("x", nd.DiffusionPrior(shifted, (1,), num_steps=6))
+        numpyro.sample("y", dist.Normal(x, 0.7).to_event(1), obs=y)
+
+    return model
+
+
+def test_a_prior_that_depends_on_another_latent():
+    """mean ~ N(0.5, 1), x ~ N(mean, 0.8): unmarked, NUTS sees the prior's density."""
+    reverse = nd.analytic.GaussianReverse(FORWARD, jnp.zeros(1), 0.8 * jnp.eye(1))
+    model = with_a_prior_that_depends_on(reverse)
+    blocks = [
+        (nd.infer.ParticleGibbs(model, num_particles=8), ["x"]),
+        (NUTS(model), ["mean"]),
+    ]
+    samples = run(Gibbs(blocks), jnp.array([1.5]), num_samples=2000).get_samples()
+    both = np.stack([samples["mean"], samples["x"][:, 0]], axis=1)
+    mean, covariance = gaussian_posterior(
+        np.array([0.5, 0.5]),
+        np.array([[1.0, 1.0], [1.0, 1.8]]),
+        np.array([[0.0, 1.0]]),
+        np.array([1.5]),
+        0.7,
+    )
+    assert np.abs(mean_z_scores(both, mean)).max() < LIMIT
+    products = (both - mean)[:, [0, 0, 1]] * (both - mean)[:, [0, 1, 1]]
+    expected = covariance[[0, 0, 1], [0, 1, 1]]
+    assert np.abs(mean_z_scores(products, expected)).max() < LIMIT
+
+
+def test_a_marked_prior_that_depends_on_another_latent_is_refused():
+    reverse = nd.analytic.GaussianReverse(FORWARD, jnp.zeros(1), jnp.eye(1))
+    model = nd.handlers.diffusion_sites(with_a_prior_that_depends_on(reverse))
+    blocks = [(nd.infer.ParticleGibbs(model), ["x"]), (NUTS(model), ["mean"])]
+    with pytest.raises(ValueError, match=r"'x' must not depend .* on \['mean'\]"):
+        run(Gibbs(blocks), jnp.array([1.5]), num_samples=1)
 
 
 def test_two_diffusion_sites_in_two_blocks():
