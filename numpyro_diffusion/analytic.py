@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num
 
 from numpyro_diffusion.forward import BernoulliForward, GaussianForward
-from numpyro_diffusion.reverse import AbstractReverse
+from numpyro_diffusion.reverse import AbstractReverse, ReverseStep
 
 __all__ = ["BinaryPatternsReverse", "GaussianReverse", "MixtureReverse"]
 
@@ -69,15 +69,14 @@ class GaussianReverse(AbstractReverse):
     def denoising_variance(self, t: ArrayLike) -> Float[Array, ""]:
         return jnp.mean(self._denoising_eigenvalues(t))
 
-    def transition(
-        self, x_t: Num[Array, " dim"], t: ArrayLike, s: ArrayLike
-    ) -> dist.Distribution:
+    def step(self, x_t: Num[Array, " dim"], t: ArrayLike, s: ArrayLike) -> ReverseStep:
         on_x0, on_x_t, variance = self.forward.bridge_coefficients(s, t)
         spectrum = variance + on_x0**2 * self._denoising_eigenvalues(t)
-        return dist.MultivariateNormal(
-            on_x0 * self.denoise(x_t, t) + on_x_t * x_t,
-            covariance_matrix=self._matrix(spectrum),
+        x0_hat = self.denoise(x_t, t)
+        law = dist.MultivariateNormal(
+            on_x0 * x0_hat + on_x_t * x_t, covariance_matrix=self._matrix(spectrum)
         )
+        return ReverseStep(x0_hat, law)
 
     def _denoising_eigenvalues(self, t: ArrayLike) -> Float[Array, " dim"]:
         kept, noise = self.forward.schedule.alpha_bar(t), self.forward.schedule.noise(t)
@@ -124,16 +123,15 @@ class MixtureReverse(AbstractReverse):
         within = self.scales**2 * noise / self._variances(t)
         return jnp.mean(self.weights @ within)
 
-    def transition(
-        self, x_t: Num[Array, " dim"], t: ArrayLike, s: ArrayLike
-    ) -> dist.Distribution:
+    def step(self, x_t: Num[Array, " dim"], t: ArrayLike, s: ArrayLike) -> ReverseStep:
         on_x0, on_x_t, variance = self.forward.bridge_coefficients(s, t)
         log_weights, means, variances = self._given(x_t, t)
-        return _mixture(
+        law = _mixture(
             log_weights,
             on_x0 * means + on_x_t * x_t[None, :],
             variance + on_x0**2 * variances,
         )
+        return ReverseStep(jax.nn.softmax(log_weights) @ means, law)
 
     def _variances(self, t: ArrayLike) -> Float[Array, "num_components dim"]:
         schedule = self.forward.schedule
@@ -176,17 +174,17 @@ class BinaryPatternsReverse(AbstractReverse):
         mean = self.weights @ self.patterns
         return jnp.mean(mean * (1.0 - mean)) * self.forward.schedule.noise(t)
 
-    def transition(
-        self, x_t: Num[Array, " dim"], t: ArrayLike, s: ArrayLike
-    ) -> dist.Distribution:
+    def step(self, x_t: Num[Array, " dim"], t: ArrayLike, s: ArrayLike) -> ReverseStep:
         def bridge(pattern: Array) -> Array:
             law = self.forward.posterior(x_t, pattern, s, t)
             return law.mean
 
-        return dist.MixtureSameFamily(
-            dist.Categorical(logits=self._log_weights(x_t, t)),
+        log_weights = self._log_weights(x_t, t)
+        law = dist.MixtureSameFamily(
+            dist.Categorical(logits=log_weights),
             dist.BernoulliProbs(jax.vmap(bridge)(self.patterns)).to_event(1),
         )
+        return ReverseStep(jax.nn.softmax(log_weights) @ self.patterns, law)
 
     def _log_weights(self, x_t: Array, t: ArrayLike) -> Float[Array, " num_patterns"]:
         def log_likelihood(pattern: Array) -> Array:

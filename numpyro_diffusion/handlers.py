@@ -202,7 +202,6 @@ def _free_followers(
     model: Callable, name: str, args: tuple, kwargs: dict[str, Any]
 ) -> frozenset[str]:
     """Unobserved sample sites whose law depends on the site's value."""
-
     run = lambda values: traced(model, args, kwargs, values)
     sites = run({})
     observed = {

@@ -91,4 +91,5 @@ def reverse_model(
         return jnp.asarray(x_s, x.dtype), None
 
     x0, _ = scan(step, x, (grid[:-1], grid[1:]))
-    return numpyro.deterministic("x0", x0)
+    numpyro.deterministic("x0", x0)
+    return x0

@@ -6,6 +6,8 @@ functions and never asks what network is inside:
 - `denoise(x_t, t)`, the best guess $E[x_0 \mid x_t]$;
 - `transition(x_t, t, s)`, the law $p(x_s \mid x_t)$ for $s < t$, a NumPyro distribution.
 
+`step(x_t, t, s)` gives both from one evaluation of the network.
+
 `DenoisingReverse` derives the second from the first: it averages the known bridge
 $q(x_s \mid x_t, x_0)$ over what is uncertain about $x_0$. For bits the average is exact
 given the network. For Gaussian diffusion the average has mean $A \hat x_0 + B x_t$ and,
@@ -16,6 +18,7 @@ arXiv:2201.06503, theorem 1). `fit` measures $r^2$ on held-out data.
 
 import abc
 from collections.abc import Callable
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -38,8 +41,21 @@ __all__ = [
     "DenoisingError",
     "DenoisingReverse",
     "LogitPrediction",
+    "ReverseStep",
     "VelocityPrediction",
 ]
+
+
+class ReverseStep(NamedTuple):
+    """What one evaluation of a reverse process says.
+
+    Attributes:
+        x0_hat: E[x_0 | x_t], of the event's shape.
+        law: p(x_s | x_t), of the event's shape.
+    """
+
+    x0_hat: Float[Array, "*event"]
+    law: dist.Distribution
 
 
 class AbstractReverse(eqx.Module):
@@ -58,10 +74,16 @@ class AbstractReverse(eqx.Module):
         """Mean over entries and events of the variance of x_0 given x_t, at time `t`."""
 
     @abc.abstractmethod
+    def step(
+        self, x_t: Num[Array, "*event"], t: ArrayLike, s: ArrayLike
+    ) -> ReverseStep:
+        """E[x_0 | x_t] and the law p(x_s | x_t) for `s < t`, at the cost of one."""
+
     def transition(
         self, x_t: Num[Array, "*event"], t: ArrayLike, s: ArrayLike
     ) -> dist.Distribution:
         """The law p(x_s | x_t) for `s < t`, with the event's shape."""
+        return self.step(x_t, t, s).law
 
 
 class DenoisingError(eqx.Module):
@@ -250,12 +272,13 @@ class DenoisingReverse(AbstractReverse):
             return jnp.zeros(())
         return self.error(self.forward.schedule, t)
 
-    def transition(
+    def step(
         self, x_t: Num[Array, "*event"], t: ArrayLike, s: ArrayLike
-    ) -> dist.Distribution:
-        return self.forward.averaged_posterior(
-            x_t, self.denoise(x_t, t), self.denoising_variance(t), s, t
-        )
+    ) -> ReverseStep:
+        x0_hat = self.denoise(x_t, t)
+        variance = self.denoising_variance(t)
+        law = self.forward.averaged_posterior(x_t, x0_hat, variance, s, t)
+        return ReverseStep(x0_hat, law)
 
     def loss(
         self, x0: Num[Array, "*event"], x_t: Num[Array, "*event"], t: ArrayLike

@@ -215,9 +215,10 @@ def test_default_tolerance_and_control_of_scale():
     class Root(g.Tweedie):
         """A covariance with the wrong power of sigma: the control that must fail."""
 
-        def denoise(self, reverse, x_t, t):
-            x0, apply = super().denoise(reverse, x_t, t)
-            return x0, lambda v: apply(v) / jnp.sqrt(reverse.forward.schedule.noise(t))
+        def step(self, reverse, x_t, t, s):
+            step, apply = super().step(reverse, x_t, t, s)
+            noise = reverse.forward.schedule.noise(t)
+            return step, lambda v: apply(v) / jnp.sqrt(noise)
 
     wrong = g.MomentMatching(Root()).condition(reverse, linear, x[None, None], 0.5)
     assert jnp.max(jnp.abs(wrong[0][0, 0] - mean)) > 5e-3
@@ -250,7 +251,7 @@ def test_shift_solves_the_dense_system_of_a_nonlinear_likelihood(getkey):
     log_likelihood = lambda x: (
         -jnp.sum(jnp.cosh(x - data) + 0.1 * x[:, :1] * x[:, 1:], axis=(1, 2))
     )
-    x0, apply = g.Tweedie().denoise(reverse, x, 0.4)
+    (x0, _), apply = g.Tweedie().step(reverse, x, 0.4, 0.3)
     dense = jax.vmap(lambda v: apply(v.reshape(1, 2, 3)).ravel())(jnp.eye(6))
     flat = lambda v: log_likelihood(v.reshape(1, 2, 3))[0]
     gradient, hessian = jax.grad(flat)(x0.ravel()), jax.hessian(flat)(x0.ravel())

@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, Num
 
-from numpyro_diffusion.reverse import AbstractReverse
+from numpyro_diffusion.reverse import AbstractReverse, ReverseStep
 
 __all__ = [
     "AbstractGuidance",
@@ -18,8 +18,8 @@ __all__ = [
     "TiltedStep",
     "Time",
     "curvature",
-    "denoise_stack",
     "over_stack",
+    "step_stack",
     "terminal_stack",
     "tilted_bits",
     "value_and_gradient",
@@ -72,13 +72,27 @@ class AbstractGuidance(eqx.Module):
 
 
 def over_stack(function: Callable) -> Callable:
-    """Map a function of one event (or its law) over the two axes of a stack."""
-    return jax.vmap(jax.vmap(function))
+    """Map a function of one event (or its law) over the two axes of a stack.
+
+    The axes are merged first: under two nested `vmap`s the matrix products of a network
+    that multiplies its weights from the left took twice as long (CPU, jax 0.10).
+    """
+
+    def mapped(*stacks: Any) -> Any:
+        num_problems, num_copies = jax.tree.leaves(stacks)[0].shape[:2]
+        merged = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), stacks)
+        results = jax.vmap(function)(*merged)
+        return jax.tree.map(
+            lambda leaf: leaf.reshape(num_problems, num_copies, *leaf.shape[1:]),
+            results,
+        )
+
+    return mapped
 
 
-def denoise_stack(reverse: AbstractReverse, x_t: Array, t: Time) -> Array:
-    """E[x_0 | x_t] of each event of a stack."""
-    return over_stack(lambda x: reverse.denoise(x, t))(x_t)
+def step_stack(reverse: AbstractReverse, x_t: Array, t: Time, s: Time) -> ReverseStep:
+    """The untilted step of each event of a stack."""
+    return over_stack(lambda x: reverse.step(x, t, s))(x_t)
 
 
 def terminal_stack(

@@ -16,13 +16,13 @@ from numpyro_diffusion.guidance.base import (
     TiltedStep,
     Time,
     curvature,
-    denoise_stack,
     over_stack,
+    step_stack,
     terminal_stack,
     tilted_bits,
     value_and_gradient,
 )
-from numpyro_diffusion.reverse import AbstractReverse, DenoisingError
+from numpyro_diffusion.reverse import AbstractReverse, DenoisingError, ReverseStep
 
 __all__ = ["AbstractCovariance", "Isotropic", "MomentMatching", "Tweedie"]
 
@@ -31,10 +31,14 @@ class AbstractCovariance(eqx.Module):
     """An approximation of the covariance of x_0 given x_t."""
 
     @abc.abstractmethod
-    def denoise(
-        self, reverse: AbstractReverse, x_t: Float[Array, "P C *event"], t: Time
-    ) -> tuple[Float[Array, "P C *event"], Callable[[Array], Array]]:
-        """E[x_0 | x_t], and a function that applies the covariance to a stack."""
+    def step(
+        self,
+        reverse: AbstractReverse,
+        x_t: Float[Array, "P C *event"],
+        t: Time,
+        s: Time,
+    ) -> tuple[ReverseStep, Callable[[Array], Array]]:
+        """The stack's untilted step, and a function that applies the covariance."""
 
 
 class Isotropic(AbstractCovariance):
@@ -46,14 +50,18 @@ class Isotropic(AbstractCovariance):
 
     error: DenoisingError | None = None
 
-    def denoise(
-        self, reverse: AbstractReverse, x_t: Float[Array, "P C *event"], t: Time
-    ) -> tuple[Float[Array, "P C *event"], Callable[[Array], Array]]:
+    def step(
+        self,
+        reverse: AbstractReverse,
+        x_t: Float[Array, "P C *event"],
+        t: Time,
+        s: Time,
+    ) -> tuple[ReverseStep, Callable[[Array], Array]]:
         if self.error is None:
             variance = reverse.denoising_variance(t)
         else:
             variance = self.error(reverse.forward.schedule, t)
-        return denoise_stack(reverse, x_t, t), lambda v: variance * v
+        return step_stack(reverse, x_t, t, s), lambda v: variance * v
 
 
 class Tweedie(AbstractCovariance):
@@ -71,14 +79,28 @@ class Tweedie(AbstractCovariance):
 
     latest: float = 0.99
 
-    def denoise(
-        self, reverse: AbstractReverse, x_t: Float[Array, "P C *event"], t: Time
-    ) -> tuple[Float[Array, "P C *event"], Callable[[Array], Array]]:
+    def step(
+        self,
+        reverse: AbstractReverse,
+        x_t: Float[Array, "P C *event"],
+        t: Time,
+        s: Time,
+    ) -> tuple[ReverseStep, Callable[[Array], Array]]:
         schedule = reverse.forward.schedule
         capped = jnp.minimum(t, self.latest)
         scale = schedule.noise(capped) / jnp.sqrt(schedule.alpha_bar(capped))
-        _, jvp = jax.linearize(lambda x: denoise_stack(reverse, x, capped), x_t)
-        return denoise_stack(reverse, x_t, t), lambda v: scale * jvp(v)
+
+        def denoise(x: Array) -> tuple[Array, dist.Distribution]:
+            return step_stack(reverse, x, capped, s)
+
+        x0_hat, jvp, law = jax.linearize(denoise, x_t, has_aux=True)
+        # One evaluation serves for both, but for the few steps above the cap.
+        step = jax.lax.cond(
+            t > self.latest,
+            lambda: step_stack(reverse, x_t, t, s),
+            lambda: ReverseStep(x0_hat, law),
+        )
+        return step, lambda v: scale * jvp(v)
 
 
 class MomentMatching(AbstractGuidance):
@@ -123,9 +145,8 @@ class MomentMatching(AbstractGuidance):
         t: Time,
         s: Time,
     ) -> TiltedStep:
-        x0_hat, log_twist = self.condition(reverse, log_likelihood, x_t, t)
+        law, x0_hat, log_twist = self._condition(reverse, log_likelihood, x_t, t, s)
         variance = reverse.denoising_variance(t)
-        law = over_stack(lambda x: reverse.transition(x, t, s))(x_t)
         proposal = over_stack(
             lambda x, x0: reverse.forward.averaged_posterior(x, x0, variance, s, t)
         )(x_t, x0_hat)
@@ -139,9 +160,21 @@ class MomentMatching(AbstractGuidance):
         t: Time,
     ) -> tuple[Float[Array, "P C *event"], Float[Array, " P"]]:
         """E[x_0 | x_t, y] and log psi_t(x_t)."""
+        return self._condition(reverse, log_likelihood, x_t, t, 0.0)[1:]
+
+    def _condition(
+        self,
+        reverse: AbstractReverse,
+        log_likelihood: LogLikelihood,
+        x_t: Num[Array, "P C *event"],
+        t: Time,
+        s: Time,
+    ) -> tuple[dist.Distribution, Float[Array, "P C *event"], Float[Array, " P"]]:
+        """The untilted law of x_s, E[x_0 | x_t, y] and log psi_t(x_t)."""
         if isinstance(reverse.forward, BernoulliForward):
-            return tilted_bits(denoise_stack(reverse, x_t, t), log_likelihood)
-        x0_hat, covariance = self.covariance.denoise(reverse, x_t, t)
+            x0_hat, law = step_stack(reverse, x_t, t, s)
+            return law, *tilted_bits(x0_hat, log_likelihood)
+        (x0_hat, law), covariance = self.covariance.step(reverse, x_t, t, s)
         value, gradient = value_and_gradient(log_likelihood, x0_hat)
         # The zero keeps JAX from meeting a symbolic one, which custom_linear_solve does
         # not accept when the curvature is constant (JAX 0.10).
@@ -151,7 +184,7 @@ class MomentMatching(AbstractGuidance):
             covariance,
             lambda v: curvature(log_likelihood, x0_hat, v) + zero * v,
         )
-        return x0_hat + shift, value + 0.5 * _dot(gradient, shift)
+        return law, x0_hat + shift, value + 0.5 * _dot(gradient, shift)
 
     def _shift(
         self,

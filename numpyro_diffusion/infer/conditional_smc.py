@@ -9,14 +9,19 @@ Source: Andrieu, Doucet and Holenstein 2010, doi:10.1111/j.1467-9868.2009.00736.
 section 4.5.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, Bool, Float, Num, PyTree
 
-from numpyro_diffusion.guidance import AbstractGuidance, LogLikelihood, over_stack
+from numpyro_diffusion.guidance import (
+    AbstractGuidance,
+    LogLikelihood,
+    draw_stack,
+    over_stack,
+)
 from numpyro_diffusion.infer.particles import (
     conditional_ancestors,
     effective_sample_size,
@@ -67,53 +72,52 @@ def conditional_smc(
         The new trajectory.
     """
     start_key, steps_key, choice_key = jax.random.split(key, 3)
-    law, proposal = guidance.start(reverse, log_likelihood, path.shape[1:])
-    repeat = lambda law: jax.tree.map(
-        lambda leaf: jnp.broadcast_to(leaf, (num_particles, *leaf.shape)), law
-    )
-    law, proposal = repeat(law), repeat(proposal)
-    x = _draw(start_key, proposal, path[-1])
-    log_weights = _log_prob(law, x) - _log_prob(proposal, x)
+    num_problems = path.shape[1]
+    # To a guidance, particles are further problems.
+    shape = (num_particles * num_problems, *path.shape[2:])
+    by_particle = lambda leaf: leaf.reshape(num_particles, -1, *leaf.shape[1:])
+    likelihoods = lambda stack: jax.vmap(log_likelihood)(by_particle(stack)).reshape(-1)
+
+    def draw(key: Array, laws: dist.Distribution, reference: Array) -> Array:
+        """One draw per particle, the reference in place of particle 0."""
+        draws = draw_stack(key, laws, shape).astype(reference.dtype)
+        return draws.at[:num_problems].set(reference)
+
+    law, proposal = guidance.start(reverse, likelihoods, shape)
+    x = draw(start_key, proposal, path[-1])
+    log_weights = by_particle(_log_ratio(law, proposal, x))
 
     def step(carry: tuple[Array, Array], inputs: tuple) -> tuple[tuple, tuple]:
         x_t, log_weights = carry
         t, s, reference, key = inputs
         resample_key, draw_key = jax.random.split(key)
-        tilted = jax.vmap(lambda x: guidance.step(reverse, log_likelihood, x, t, s))(
-            x_t
-        )
-        log_weights = log_weights + tilted.log_twist
+        tilted = guidance.step(reverse, likelihoods, x_t, t, s)
+        log_weights = log_weights + by_particle(tilted.log_twist)
         ancestors, log_weights = _resampled(resample_key, log_weights, resample_below)
         tilted = _select(tilted, ancestors)
-        x_s = _draw(draw_key, tilted.proposal, reference)
-        log_weights += _log_prob(tilted.law, x_s) - _log_prob(tilted.proposal, x_s)
-        return (x_s, log_weights - tilted.log_twist), (x_s, ancestors)
+        x_s = draw(draw_key, tilted.proposal, reference)
+        ratio = _log_ratio(tilted.law, tilted.proposal, x_s)
+        log_weights += by_particle(ratio - tilted.log_twist)
+        return (x_s, log_weights), (by_particle(x_s), ancestors)
 
     keys = jax.random.split(steps_key, len(grid) - 1)
     inputs = (grid[1:], grid[:-1], path[:-1], keys)
     (x0, log_weights), (levels, ancestors) = jax.lax.scan(
         step, (x, log_weights), inputs, reverse=True
     )
-    log_weights = log_weights + jax.vmap(log_likelihood)(x0)
+    log_weights = log_weights + by_particle(likelihoods(x0))
     chosen = jax.random.categorical(choice_key, log_weights, axis=0)
     return ConditionalDraw(
-        _traced_back(levels, ancestors, x, chosen),
+        _traced_back(levels, ancestors, by_particle(x), chosen),
         chosen != 0,
         jax.vmap(effective_sample_size, 1)(log_weights),
     )
 
 
-def _draw(key: Array, laws: dist.Distribution, reference: Array) -> Array:
-    """One draw per particle from stacked laws, the reference in place of particle 0."""
-    num = len(jax.tree.leaves(laws)[0])
-    keys = jax.random.split(key, (num, *reference.shape[:2]))
-    draws = jax.vmap(over_stack(lambda law, key: law.sample(key)))(laws, keys)
-    return draws.astype(reference.dtype).at[0].set(reference)
-
-
-def _log_prob(laws: dist.Distribution, x: Array) -> Float[Array, "num P"]:
-    log_probs = jax.vmap(over_stack(lambda law, x: law.log_prob(x)))(laws, x)
-    return jnp.sum(log_probs, axis=2)
+def _log_ratio(law: Any, proposal: Any, x: Array) -> Float[Array, " num_P"]:
+    """Log density of a stack under the first law minus that under the second."""
+    ratio = lambda law, proposal, x: law.log_prob(x) - proposal.log_prob(x)
+    return jnp.sum(over_stack(ratio)(law, proposal, x), axis=1)
 
 
 def _resampled(key: Array, log_weights: Array, below: float) -> tuple[Array, Array]:
@@ -134,8 +138,10 @@ def _resampled(key: Array, log_weights: Array, below: float) -> tuple[Array, Arr
 
 
 def _select(particles: PyTree, ancestors: Array) -> PyTree:
-    problems = jnp.arange(ancestors.shape[1])[None, :]
-    return jax.tree.map(lambda leaf: leaf[ancestors, problems], particles)
+    """The ancestors' rows of a tree whose leaves start with num * P rows."""
+    num_problems = ancestors.shape[1]
+    rows = (ancestors * num_problems + jnp.arange(num_problems)[None, :]).reshape(-1)
+    return jax.tree.map(lambda leaf: leaf[rows], particles)
 
 
 def _traced_back(levels: Array, ancestors: Array, x_T: Array, chosen: Array) -> Array:

@@ -53,39 +53,42 @@ def refresh_path(
         path: The current trajectories.
         grid: Times of the chain.
         num_paths: Trajectories to choose from, the current one included. The network is
-            called once per trajectory and step, all steps at once.
+            called once per trajectory and step.
     """
-
-    def one(key: Array, path: Array) -> tuple[Array, Array]:
-        noise_key, choice_key = jax.random.split(key)
-        keys = jax.random.split(noise_key, num_paths - 1)
-        fresh = jax.vmap(lambda k: noising_path(reverse.forward, k, path[0], grid))(
-            keys
-        )
-        paths = jnp.concatenate([path[None], fresh])
-        log_weights = jax.vmap(lambda p: _log_weight(reverse, p, grid))(paths)
-        chosen = jax.random.categorical(choice_key, log_weights)
-        return paths[chosen], chosen != 0
-
-    keys = jax.random.split(key, path.shape[1:3])
-    # Trajectories are mapped over the stack, whose axes follow that of time.
-    stacks_first = jnp.moveaxis(path, 0, 2)
-    new, refreshed = over_stack(one)(keys, stacks_first)
-    return RefreshedPath(jnp.moveaxis(new, 2, 0), refreshed)
+    noise_key, choice_key = jax.random.split(key)
+    keys = jax.random.split(noise_key, (num_paths - 1, *path.shape[1:3]))
+    noising = lambda key, x0: noising_path(reverse.forward, key, x0, grid)
+    fresh = jax.vmap(over_stack(noising), (0, None))(keys, path[0])
+    paths = jnp.concatenate([path[:, None], jnp.moveaxis(fresh, 3, 0)], axis=1)
+    log_weights = _log_weights(reverse, paths, grid)
+    chosen = jax.random.categorical(choice_key, log_weights, axis=0)
+    problems, copies = jnp.indices(chosen.shape)
+    return RefreshedPath(paths[:, chosen, problems, copies], chosen != 0)
 
 
-def _log_weight(
+def _log_weights(
     reverse: AbstractReverse,
-    path: Num[Array, "num_times *event"],
+    paths: Num[Array, "num_times num_paths P C *event"],
     grid: Float[Array, " num_times"],
-) -> Float[Array, ""]:
-    """The log weight, log p(x_{0:T}) - log q(x_{1:T} | x_0)."""
+) -> Float[Array, "num_paths P C"]:
+    """The log weights, log p(x_{0:T}) - log q(x_{1:T} | x_0).
+
+    One noise level after the other: all at once would be one network call on a batch too
+    large for the processor's caches.
+    """
     forward = reverse.forward
 
     def ratio(x_s: Array, x_t: Array, s: Array, t: Array) -> Array:
         backward = jnp.asarray(reverse.transition(x_t, t, s).log_prob(x_s))
         return backward - forward.transition(x_s, s, t).log_prob(x_t)
 
-    ratios = jax.vmap(ratio)(path[:-1], path[1:], grid[:-1], grid[1:])
-    terminal = forward.terminal(path.shape[1:])
-    return jnp.asarray(terminal.log_prob(path[-1])) + jnp.sum(ratios)
+    def add(total: Array, inputs: tuple[Array, ...]) -> tuple[Array, None]:
+        x_s, x_t, s, t = inputs
+        return total + over_stack(lambda a, b: ratio(a, b, s, t))(x_s, x_t), None
+
+    # To the network, trajectories are further problems.
+    merged = paths.reshape(len(paths), -1, *paths.shape[3:])
+    terminal = lambda x: jnp.asarray(forward.terminal(x.shape).log_prob(x))
+    steps = (merged[:-1], merged[1:], grid[:-1], grid[1:])
+    total, _ = jax.lax.scan(add, over_stack(terminal)(merged[-1]), steps)
+    return total.reshape(paths.shape[1:4])

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from numpyro_diffusion.networks._common import (
     check_event,
+    dense,
     positive_int,
     positive_ints,
     zeroed,
@@ -42,8 +43,8 @@ class _Block(eqx.Module):
     def __call__(
         self, h: Float[Array, " width"], embedding: Float[Array, " time_width"]
     ) -> Float[Array, " width"]:
-        update = self.film(self.first(self.norm(h)), embedding)
-        return h + self.second(jax.nn.silu(update))
+        update = self.film(dense(self.first, self.norm(h)), embedding)
+        return h + dense(self.second, jax.nn.silu(update))
 
 
 class MLP(eqx.Module):
@@ -121,7 +122,7 @@ class MLP(eqx.Module):
         check_event("MLP", self.event_shape, x, t)
         # A time in double precision must not drag the whole network there.
         embedding = self.embed(t).astype(x.dtype)
-        h = self.first(x.reshape(-1))
+        h = dense(self.first, x.reshape(-1))
         for block in self.blocks:
             h = block(h, embedding)
-        return self.last(h).reshape(x.shape).astype(x.dtype)
+        return dense(self.last, h).reshape(x.shape).astype(x.dtype)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from numpyro_diffusion.networks._common import positive_int
+from numpyro_diffusion.networks._common import dense, positive_int
 
 
 class TimeEmbedding(eqx.Module):
@@ -107,7 +107,8 @@ class TimeEmbedding(eqx.Module):
                 f"TimeEmbedding: t must be a scalar, got shape {t.shape}. For a batch, "
                 "use jax.vmap."
             )
-        return self.out(jax.nn.silu(self.hidden(self.features(t))))
+        hidden = jax.nn.silu(dense(self.hidden, self.features(t)))
+        return dense(self.out, hidden)
 
 
 class FiLM(eqx.Module):
@@ -150,5 +151,5 @@ class FiLM(eqx.Module):
         """
         embedding = jax.nn.silu(embedding)
         shape = (1,) * (h.ndim - 1) + (-1,)
-        scale = 1 + self.scale(embedding).reshape(shape)
-        return h * scale + self.shift(embedding).reshape(shape)
+        scale = 1 + dense(self.scale, embedding).reshape(shape)
+        return h * scale + dense(self.shift, embedding).reshape(shape)

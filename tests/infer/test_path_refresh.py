@@ -73,13 +73,13 @@ def test_the_law_given_x0_stays_invariant():
 
 
 def test_control_unweighted_proposals_are_rejected(monkeypatch):
-    monkeypatch.setattr(room, "_log_weight", lambda *_: jnp.zeros(()))
+    monkeypatch.setattr(room, "_log_weights", lambda _, p, __: jnp.zeros(p.shape[1:4]))
     assert scores(run()).max() > 9.0
 
 
 def test_exact_chains_always_weigh_equally():
     exact = nd.analytic.GaussianReverse(FORWARD, jnp.zeros(1), jnp.eye(1))
-    path = jax.random.normal(jax.random.key(1), (5, 1))
-    other = jax.random.normal(jax.random.key(2), (5, 1)).at[0].set(path[0])
-    got = [float(room._log_weight(exact, p, GRID)) for p in (path, other)]
-    assert got[0] == pytest.approx(got[1], abs=1e-10)
+    paths = jax.random.normal(jax.random.key(1), (5, 2, 1, 1, 1))
+    paths = paths.at[0, 1].set(paths[0, 0])
+    got = room._log_weights(exact, paths, GRID)[:, 0, 0]
+    assert float(got[0]) == pytest.approx(float(got[1]), abs=1e-10)
