@@ -2,6 +2,8 @@
 
 | data set | what | source |
 |---|---|---|
+| `swiss_roll` | points near a spiral in the plane | generated, exact law |
+| `heartbeat` | 20 bits with period five | generated, exact law |
 | `digits` | 8 x 8 handwritten digits | come with scikit-learn |
 
 All but the bits are in standardised units. `ImageData.from_levels` makes the same of any
@@ -11,12 +13,30 @@ integer images.
 from numpyro_diffusion.datasets.digits import DIGITS_SCALING, Digits, digits
 from numpyro_diffusion.datasets.image_data import ImageData
 from numpyro_diffusion.datasets.scaling import Scaling, dequantise
+from numpyro_diffusion.datasets.toy import (
+    SWISS_ROLL_CENTRE,
+    SWISS_ROLL_NOISE,
+    SWISS_ROLL_PHI,
+    heartbeat,
+    heartbeat_patterns,
+    swiss_roll,
+    swiss_roll_curve,
+    swiss_roll_scale,
+)
 
 __all__ = [
     "DIGITS_SCALING",
+    "SWISS_ROLL_CENTRE",
+    "SWISS_ROLL_NOISE",
+    "SWISS_ROLL_PHI",
     "Digits",
     "ImageData",
     "Scaling",
     "dequantise",
     "digits",
+    "heartbeat",
+    "heartbeat_patterns",
+    "swiss_roll",
+    "swiss_roll_curve",
+    "swiss_roll_scale",
 ]
