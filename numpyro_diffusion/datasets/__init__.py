@@ -4,12 +4,19 @@
 |---|---|---|
 | `swiss_roll` | points near a spiral in the plane | generated, exact law |
 | `heartbeat` | 20 bits with period five | generated, exact law |
+| `dead_leaves` | discs that occlude one another | generated, exact law |
 | `digits` | 8 x 8 handwritten digits | come with scikit-learn |
 
 All but the bits are in standardised units. `ImageData.from_levels` makes the same of any
 integer images.
 """
 
+from numpyro_diffusion.datasets.dead_leaves import (
+    DEAD_LEAVES_SCALING,
+    LeafLaw,
+    dead_leaves,
+    dead_leaves_levels,
+)
 from numpyro_diffusion.datasets.digits import DIGITS_SCALING, Digits, digits
 from numpyro_diffusion.datasets.image_data import ImageData
 from numpyro_diffusion.datasets.scaling import Scaling, dequantise
@@ -25,13 +32,17 @@ from numpyro_diffusion.datasets.toy import (
 )
 
 __all__ = [
+    "DEAD_LEAVES_SCALING",
     "DIGITS_SCALING",
     "SWISS_ROLL_CENTRE",
     "SWISS_ROLL_NOISE",
     "SWISS_ROLL_PHI",
     "Digits",
     "ImageData",
+    "LeafLaw",
     "Scaling",
+    "dead_leaves",
+    "dead_leaves_levels",
     "dequantise",
     "digits",
     "heartbeat",
