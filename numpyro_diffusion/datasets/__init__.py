@@ -5,6 +5,7 @@
 | `swiss_roll` | points near a spiral in the plane | generated, exact law |
 | `heartbeat` | 20 bits with period five | generated, exact law |
 | `dead_leaves` | discs that occlude one another | generated, exact law |
+| `textures` | patches of grass, gravel and brick | come with scikit-image |
 | `digits` | 8 x 8 handwritten digits | come with scikit-learn |
 
 All but the bits are in standardised units. `ImageData.from_levels` makes the same of any
@@ -20,6 +21,7 @@ from numpyro_diffusion.datasets.dead_leaves import (
 from numpyro_diffusion.datasets.digits import DIGITS_SCALING, Digits, digits
 from numpyro_diffusion.datasets.image_data import ImageData
 from numpyro_diffusion.datasets.scaling import Scaling, dequantise
+from numpyro_diffusion.datasets.textures import TEXTURES, textures
 from numpyro_diffusion.datasets.toy import (
     SWISS_ROLL_CENTRE,
     SWISS_ROLL_NOISE,
@@ -37,6 +39,7 @@ __all__ = [
     "SWISS_ROLL_CENTRE",
     "SWISS_ROLL_NOISE",
     "SWISS_ROLL_PHI",
+    "TEXTURES",
     "Digits",
     "ImageData",
     "LeafLaw",
@@ -50,4 +53,5 @@ __all__ = [
     "swiss_roll",
     "swiss_roll_curve",
     "swiss_roll_scale",
+    "textures",
 ]
