@@ -7,6 +7,7 @@
 | `dead_leaves` | discs that occlude one another | generated, exact law |
 | `textures` | patches of grass, gravel and brick | come with scikit-image |
 | `digits` | 8 x 8 handwritten digits | come with scikit-learn |
+| `mnist` | 28 x 28 handwritten digits | a folder of the user's |
 
 All but the bits are in standardised units. `ImageData.from_levels` makes the same of any
 integer images.
@@ -19,7 +20,9 @@ from numpyro_diffusion.datasets.dead_leaves import (
     dead_leaves_levels,
 )
 from numpyro_diffusion.datasets.digits import DIGITS_SCALING, Digits, digits
+from numpyro_diffusion.datasets.files import DataFileError
 from numpyro_diffusion.datasets.image_data import ImageData
+from numpyro_diffusion.datasets.mnist import mnist
 from numpyro_diffusion.datasets.scaling import Scaling, dequantise
 from numpyro_diffusion.datasets.textures import TEXTURES, textures
 from numpyro_diffusion.datasets.toy import (
@@ -40,6 +43,7 @@ __all__ = [
     "SWISS_ROLL_NOISE",
     "SWISS_ROLL_PHI",
     "TEXTURES",
+    "DataFileError",
     "Digits",
     "ImageData",
     "LeafLaw",
@@ -50,6 +54,7 @@ __all__ = [
     "digits",
     "heartbeat",
     "heartbeat_patterns",
+    "mnist",
     "swiss_roll",
     "swiss_roll_curve",
     "swiss_roll_scale",
