@@ -8,11 +8,13 @@
 | `textures` | patches of grass, gravel and brick | come with scikit-image |
 | `digits` | 8 x 8 handwritten digits | come with scikit-learn |
 | `mnist` | 28 x 28 handwritten digits | a folder of the user's |
+| `cifar10` | 32 x 32 x 3 photographs | a folder of the user's |
 
 All but the bits are in standardised units. `ImageData.from_levels` makes the same of any
 integer images.
 """
 
+from numpyro_diffusion.datasets.cifar10 import cifar10
 from numpyro_diffusion.datasets.dead_leaves import (
     DEAD_LEAVES_SCALING,
     LeafLaw,
@@ -48,6 +50,7 @@ __all__ = [
     "ImageData",
     "LeafLaw",
     "Scaling",
+    "cifar10",
     "dead_leaves",
     "dead_leaves_levels",
     "dequantise",
