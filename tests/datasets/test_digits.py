@@ -5,29 +5,14 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from numpyro_diffusion.datasets import DIGITS_SCALING, Scaling, digits
-
-
-def test_scaling_is_affine_and_invertible():
-    scaling = Scaling(5.0, 4.0)
-    data = jnp.array([[1.0, 5.0], [9.0, 7.0]])
-    x = scaling.standardise(data)
-    np.testing.assert_array_equal(x, [[-1.0, 0.0], [1.0, 0.5]])
-    np.testing.assert_array_equal(scaling.restore(x), data)
-    assert scaling.log2_scale == 2.0
-
-
-def test_log2_scale_is_what_a_density_loses():
-    scaling, x = Scaling(-1.0, 3.0), jnp.array(0.7)
-    log_normal = lambda v, m, s: -0.5 * ((v - m) / s) ** 2 - np.log(s)
-    lost = log_normal(x, 0.0, 1.0) - log_normal(scaling.restore(x), -1.0, 3.0)
-    np.testing.assert_allclose(lost / np.log(2.0), scaling.log2_scale)
+from numpyro_diffusion.datasets import DIGITS_SCALING, Digits, digits
 
 
 def test_digits_are_split_once_and_for_all():
     sklearn = pytest.importorskip("sklearn.datasets")
     images, labels = sklearn.load_digits(return_X_y=True)
     data = digits()
+    assert isinstance(data, Digits)
     assert data.train.shape == (1437, 8, 8)
     assert data.test.shape == (360, 8, 8)
     both = jnp.concatenate([data.train, data.test]).reshape(1797, 64)

@@ -1,0 +1,226 @@
+"""CIFAR-10 from a folder of the user's, in its binary or its Python version.
+
+An image is 3072 bytes: the red, the green and the blue picture of 32 rows of 32 pixels. In
+the binary version a record is the label and the image; in the Python version a pickled
+dictionary holds the images under `b"data"` and the labels under `b"labels"`.
+
+A pickle is a program, and the usual reader runs it. The one in here hands out no function
+of NumPy or Python: the few names that these files ask for get stand-ins that only note
+down bytes and shapes, and any other name is refused before something is called.
+
+Source: Krizhevsky 2009, https://www.cs.toronto.edu/~kriz/cifar.html.
+"""
+
+import io
+import os
+import pickle
+import reprlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array
+
+from numpyro_diffusion.datasets.files import (
+    DataFileError,
+    check_labels,
+    check_md5,
+    existing,
+)
+from numpyro_diffusion.datasets.image_data import ImageData
+
+__all__ = ["cifar10"]
+
+_PIXELS = 3 * 32 * 32
+_NUM_CLASSES = 10
+_TRAIN = [f"data_batch_{k}" for k in range(1, 6)]
+_TEST = ["test_batch"]
+_MD5 = {
+    "data_batch_1": "c99cafc152244af753f735de768cd75f",
+    "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+    "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+    "data_batch_4": "634d18415352ddfa80567beed471001a",
+    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+    "test_batch": "40351d587109b95175f43aff81a1287e",
+    "data_batch_1.bin": "5dd7e06a14cb22eb9f671a540d1b7c25",
+    "data_batch_2.bin": "5ea93a67294ea407fff1d09f752e9692",
+    "data_batch_3.bin": "942cd6a4bcdd0dd3c604fbe906cb4421",
+    "data_batch_4.bin": "ae636b3ba5c66a11e91e8cb52e771fcb",
+    "data_batch_5.bin": "53f37980c15c3d472c316c40844f3f0d",
+    "test_batch.bin": "803d5f7f4d78ea53de84dbe85f74fb6d",
+}
+
+
+def cifar10(
+    folder: str | os.PathLike[str], key: Array | None = None, *, verify: bool = False
+) -> ImageData:
+    """Read CIFAR-10, dequantise and standardise it. Runs no code from the files.
+
+    Args:
+        folder: Holds `data_batch_1.bin` to `data_batch_5.bin` and `test_batch.bin` (the
+            binary version), or the same names without an ending (the Python version).
+            The numbers of images are those that the files hold.
+        key: Random key of the dequantisation; by default the levels stay at the middle
+            of their bin.
+        verify: Whether to compare the MD5 of each file with that of the published one.
+            Without it, sizes and labels are checked, which a changed pixel passes.
+
+    Returns:
+        Images of shape (32, 32, 3), labelled by their class. Levels are 0 to 256 after
+        dequantisation; one shift and scale for all colours is fitted to the training
+        images.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        DataFileError: A file is damaged, not the published one (`verify`), or a pickle
+            of anything else.
+    """
+    train, train_labels = _part(folder, _TRAIN, verify)
+    test, test_labels = _part(folder, _TEST, verify)
+    return ImageData.from_levels(train, test, train_labels, test_labels, key=key)
+
+
+def _part(
+    folder: str | os.PathLike[str], names: list[str], verify: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    batches = [_read(existing(folder, f"{n}.bin", n), verify) for n in names]
+    rows, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+    # Colours last, as the networks have them.
+    return rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels
+
+
+def _read(path: Path, verify: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Images as rows of bytes, and labels."""
+    data = path.read_bytes()
+    parse = _parse_binary if path.suffix == ".bin" else _parse_pickle
+    # First the format, whose messages say more than a checksum's.
+    rows, labels = parse(path, data)
+    check_labels(path, labels, _NUM_CLASSES)
+    if verify:
+        check_md5(path, data, _MD5[path.name])
+    return rows, labels
+
+
+def _parse_binary(path: Path, data: bytes) -> tuple[np.ndarray, np.ndarray]:
+    if len(data) == 0 or len(data) % (1 + _PIXELS) != 0:
+        raise DataFileError(
+            f"{path} is damaged: its size must be a positive multiple of {1 + _PIXELS} "
+            f"bytes, a label and an image, got {len(data)}."
+        )
+    records = np.frombuffer(data, np.uint8).reshape(-1, 1 + _PIXELS)
+    return records[:, 1:], records[:, 0]
+
+
+def _parse_pickle(path: Path, data: bytes) -> tuple[np.ndarray, np.ndarray]:
+    batch = _unpickle(path, data)
+    if not isinstance(batch, dict) or not {b"data", b"labels"} <= batch.keys():
+        raise DataFileError(
+            f"{path} is not a batch of CIFAR-10: it must be a dictionary with the keys "
+            f"b'data' and b'labels', got {reprlib.repr(batch)}."
+        )
+    rows, labels = batch[b"data"], batch[b"labels"]
+    if not isinstance(rows, _StoredArray):
+        raise DataFileError(
+            f"{path} is damaged: b'data' must be an array of bytes, got "
+            f"{reprlib.repr(rows)}."
+        )
+    images = rows.read(path)
+    if images.ndim != 2 or images.shape[1] != _PIXELS or len(images) == 0:
+        raise DataFileError(
+            f"{path} is damaged: b'data' must have shape (num, {_PIXELS}) with at least "
+            f"one image, got {images.shape}."
+        )
+    is_list = type(labels) is list and len(labels) == len(images)
+    if not is_list or not all(type(label) is int for label in labels):
+        raise DataFileError(
+            f"{path} is damaged: b'labels' must be a list of {len(images)} integers, one "
+            f"for each image, got {reprlib.repr(labels)}."
+        )
+    return images, np.array(labels)
+
+
+def _unpickle(path: Path, data: bytes) -> Any:
+    file = io.BytesIO(data)
+    try:
+        value = _Unpickler(file, path).load()
+    except DataFileError:
+        raise
+    except Exception as error:  # a damaged pickle can raise anything
+        raise DataFileError(
+            f"{path} is not a whole pickle ({type(error).__name__}: {error})."
+        ) from error
+    if rest := len(file.read()):
+        raise DataFileError(f"{path} is damaged: {rest} bytes follow its pickle.")
+    return value
+
+
+class _Unpickler(pickle.Unpickler):
+    """Builds dictionaries, lists, tuples, numbers, strings and `_StoredArray`s."""
+
+    def __init__(self, file: io.BytesIO, path: Path) -> None:
+        # Strings of Python 2, in which the published files were written, are bytes.
+        super().__init__(file, encoding="bytes")
+        self.path = path
+
+    def find_class(self, module: str, name: str) -> Callable[..., Any]:
+        try:
+            return _STAND_INS[module, name]
+        except KeyError:
+            raise DataFileError(
+                f"{self.path} asks for {module}.{name}, which no batch of CIFAR-10 "
+                "needs: refused, nothing was run."
+            ) from None
+
+
+class _StoredType:
+    """In the place of `numpy.dtype`: notes which type an array has."""
+
+    def __init__(self, code: bytes | str, *_: Any) -> None:
+        self.code = code
+
+    def __setstate__(self, state: Any) -> None:
+        """Byte order and the like, which bytes do not have."""
+
+
+class _StoredArray:
+    """In the place of `numpy.ndarray`: notes an array's shape and bytes."""
+
+    def __init__(self, *_: Any) -> None:
+        self.state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def read(self, path: Path) -> np.ndarray:
+        """The array.
+
+        Raises:
+            DataFileError: It is not one of unsigned bytes, or its size is wrong.
+        """
+        try:
+            _, shape, stored_type, is_fortran, raw = self.state
+            if stored_type.code not in (b"u1", "u1"):
+                raise TypeError(f"its type is {stored_type.code!r}")
+            order = "F" if is_fortran else "C"
+            return np.frombuffer(raw, np.uint8).reshape(shape, order=order)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise DataFileError(
+                f"{path} is damaged: b'data' must be an array of unsigned bytes: {error}."
+            ) from error
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """In the place of `_codecs.encode`, by which Python 3 stores bytes in protocol 2."""
+    if encoding not in ("latin1", b"latin1"):
+        raise ValueError(f"bytes must be stored as latin1, got {encoding!r}")
+    return text.encode("latin1")
+
+
+_STAND_INS: dict[tuple[str, str], Callable[..., Any]] = {
+    ("numpy.core.multiarray", "_reconstruct"): _StoredArray,
+    ("numpy._core.multiarray", "_reconstruct"): _StoredArray,
+    ("numpy", "ndarray"): _StoredArray,
+    ("numpy", "dtype"): _StoredType,
+    ("_codecs", "encode"): _encode,
+}
