@@ -3,6 +3,7 @@
 | data                                    | bound K          | log-likelihood of the chain |
 |-----------------------------------------|------------------|-----------------------------|
 | Gaussian                                | `gaussian_bound` | `gaussian_chain`            |
+| a pulse that repeats (bits)             | `heartbeat_bound`| `heartbeat_chain`           |
 
 Everything is computed in double precision, whatever JAX's default,
 and none of it is meant for `jax.jit`.
@@ -15,11 +16,19 @@ from numpyro_diffusion.optimum.gaussian import (
     gaussian_chain,
     gaussian_entropy,
 )
+from numpyro_diffusion.optimum.heartbeat import (
+    HeartbeatChain,
+    heartbeat_bound,
+    heartbeat_chain,
+)
 
 __all__ = [
     "GaussianChain",
+    "HeartbeatChain",
     "OptimalBound",
     "gaussian_bound",
     "gaussian_chain",
     "gaussian_entropy",
+    "heartbeat_bound",
+    "heartbeat_chain",
 ]
