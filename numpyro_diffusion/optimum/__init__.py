@@ -4,6 +4,7 @@
 |-----------------------------------------|------------------|-----------------------------|
 | Gaussian                                | `gaussian_bound` | `gaussian_chain`            |
 | a pulse that repeats (bits)             | `heartbeat_bound`| `heartbeat_chain`           |
+| points or a curve with isotropic noise  | `mixture_bound`  |                             |
 
 Everything is computed in double precision, whatever JAX's default,
 and none of it is meant for `jax.jit`.
@@ -21,8 +22,14 @@ from numpyro_diffusion.optimum.heartbeat import (
     heartbeat_bound,
     heartbeat_chain,
 )
+from numpyro_diffusion.optimum.mixture import (
+    EntropyEstimate,
+    mixture_bound,
+    mixture_entropy,
+)
 
 __all__ = [
+    "EntropyEstimate",
     "GaussianChain",
     "HeartbeatChain",
     "OptimalBound",
@@ -31,4 +38,6 @@ __all__ = [
     "gaussian_entropy",
     "heartbeat_bound",
     "heartbeat_chain",
+    "mixture_bound",
+    "mixture_entropy",
 ]
