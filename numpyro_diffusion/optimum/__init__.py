@@ -6,7 +6,8 @@
 | a pulse that repeats (bits)             | `heartbeat_bound`| `heartbeat_chain`           |
 | points or a curve with isotropic noise  | `mixture_bound`  |                             |
 
-Everything is computed in double precision, whatever JAX's default,
+`ceiling` bounds K for any data and any network, `reverse_entropy_bounds` the entropy of
+one reverse step. Everything is computed in double precision, whatever JAX's default,
 and none of it is meant for `jax.jit`.
 """
 
@@ -22,6 +23,12 @@ from numpyro_diffusion.optimum.heartbeat import (
     heartbeat_bound,
     heartbeat_chain,
 )
+from numpyro_diffusion.optimum.limits import (
+    Ceiling,
+    EntropyBounds,
+    ceiling,
+    reverse_entropy_bounds,
+)
 from numpyro_diffusion.optimum.mixture import (
     EntropyEstimate,
     mixture_bound,
@@ -29,10 +36,13 @@ from numpyro_diffusion.optimum.mixture import (
 )
 
 __all__ = [
+    "Ceiling",
+    "EntropyBounds",
     "EntropyEstimate",
     "GaussianChain",
     "HeartbeatChain",
     "OptimalBound",
+    "ceiling",
     "gaussian_bound",
     "gaussian_chain",
     "gaussian_entropy",
@@ -40,4 +50,5 @@ __all__ = [
     "heartbeat_chain",
     "mixture_bound",
     "mixture_entropy",
+    "reverse_entropy_bounds",
 ]
