@@ -8,6 +8,8 @@ from numpyro_diffusion import (
     handlers,
     infer,
     networks,
+    optimum,
+    parzen,
     schedules,
 )
 from numpyro_diffusion.bound import (
@@ -59,6 +61,8 @@ __all__ = [
     "load",
     "load_pretrained",
     "networks",
+    "optimum",
+    "parzen",
     "read_card",
     "reverse_model",
     "save",

@@ -26,6 +26,8 @@ FLOORS = {
     "analytic": 4,
     "bound": 4,
     "training": 4,
+    "optimum": 4,
+    "parzen": 4,
     "samplers": 4,
     "programs": 4,
     "flow": 4,
@@ -131,7 +133,7 @@ def test_importing_is_light():
     code = (
         "import sys, jax, numpyro_diffusion\n"
         "print(len(jax.live_arrays()), [m for m in "
-        "('arviz', 'matplotlib', 'sklearn') if m in sys.modules])"
+        "('arviz', 'matplotlib', 'skimage', 'sklearn') if m in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
