@@ -21,7 +21,16 @@ from numpyro_diffusion.bound import (
 from numpyro_diffusion.checkpoint import load, read_card, save
 from numpyro_diffusion.flow import ProbabilityFlow
 from numpyro_diffusion.forward import BernoulliForward, GaussianForward
+from numpyro_diffusion.kernel_reverse import (
+    BitReadout,
+    KernelReverse,
+    PlainBitReadout,
+    PrintedReadout,
+    ReferenceCodeReadout,
+    SquareRootReadout,
+)
 from numpyro_diffusion.likelihood import Likelihood
+from numpyro_diffusion.objectives import BoundLoss, DenoisingLoss
 from numpyro_diffusion.pretrained import load_pretrained
 from numpyro_diffusion.prior import DiffusionPrior
 from numpyro_diffusion.programs import forward_model, reverse_model
@@ -38,15 +47,23 @@ __all__ = [
     "BITS",
     "NATS",
     "BernoulliForward",
+    "BitReadout",
+    "BoundLoss",
     "DataPrediction",
     "DenoisingError",
+    "DenoisingLoss",
     "DenoisingReverse",
     "DiffusionPrior",
     "FitResult",
     "GaussianForward",
+    "KernelReverse",
     "Likelihood",
     "LogitPrediction",
+    "PlainBitReadout",
+    "PrintedReadout",
     "ProbabilityFlow",
+    "ReferenceCodeReadout",
+    "SquareRootReadout",
     "VelocityPrediction",
     "analytic",
     "checkpoint",

@@ -12,6 +12,9 @@ $[H_p - CE_T(x_0)] + [CE_1(x_0) - CE_0(x_0)]$, with $CE_t(x_0) = -E_{q(x_t|x_0)}
 \pi(x_t)$; for Gaussian diffusion that is $\frac{1}{2} (\bar\alpha_T + \beta_1)
 (D - |x_0|^2)$. `pointwise` has it included.
 
+If the chain's own last step is used, $-H_q(X_1|X_0)$ becomes $E \log p(x_0|x_1)$, the
+`reconstruction`, and the correction loses its second bracket: `K_learned`.
+
 Source: Sohl-Dickstein et al. 2015, eq. 9, 14 and appendix B.
 """
 
@@ -25,6 +28,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float, Num
 
 from numpyro_diffusion.forward import AbstractForward
+from numpyro_diffusion.kernel_reverse import check_num_steps
 from numpyro_diffusion.reverse import AbstractReverse
 from numpyro_diffusion.samplers import noising_path
 from numpyro_diffusion.schedules import uniform_grid
@@ -37,6 +41,7 @@ __all__ = [
     "importance_log_prob",
     "null_log_prob",
     "pointwise_correction",
+    "reconstruction",
     "step_kl",
     "variational_bound",
 ]
@@ -60,6 +65,9 @@ class Bound(NamedTuple):
         pointwise: Lower bound on the log-likelihood of each event, correction included,
             shape (num,); its mean is the bound of eq. 12.
         standard_error: Standard error of `K` over events and noise.
+        reconstruction: E log p(x_0 | x_1) of the chain's own last step, a mean over
+            events; minus infinity if that step has no width.
+        standard_error_learned: Standard error of `K_learned`.
     """
 
     K: Float[Array, ""]
@@ -70,6 +78,13 @@ class Bound(NamedTuple):
     entropy_terminal: Float[Array, ""]
     pointwise: Float[Array, " num"]
     standard_error: Float[Array, ""]
+    reconstruction: Float[Array, ""]
+    standard_error_learned: Float[Array, ""]
+
+    @property
+    def K_learned(self) -> Float[Array, ""]:
+        """K with the chain's own last step in place of the paper's fixed one."""
+        return self.K + self.entropy_first + self.reconstruction
 
     @property
     def gain(self) -> Float[Array, ""]:
@@ -113,20 +128,24 @@ def variational_bound(
         a transition has no closed-form KL, one more draw estimates it.
 
     Raises:
-        ValueError: `num_steps` is less than 2 or `data` has no events.
+        ValueError: `num_steps` is less than 2, or not that of a `KernelReverse`, or
+            `data` has no events.
     """
     if num_steps < 2 or data.ndim == 0 or len(data) == 0:
         raise ValueError(
             "variational_bound: num_steps must be at least 2 and data hold at least one "
             f"event, got num_steps={num_steps} and data of shape {data.shape}."
         )
+    check_num_steps("variational_bound", reverse, num_steps)
     grid = uniform_grid(num_steps)
     keys = jax.random.split(key, len(data))
-    kls, firsts, lasts, nulls, corrections = _bound_terms(
+    kls, firsts, lasts, nulls, corrections, reconstructions = _bound_terms(
         reverse, jnp.asarray(data), grid, keys, batch_size
     )
     terminal = reverse.forward.terminal(data.shape[1:]).entropy()
     per_event = lasts - firsts - terminal - jnp.sum(kls, axis=1)
+    learned = per_event + firsts + reconstructions
+    error = lambda values: jnp.std(values) / math.sqrt(len(data)) / unit
     return Bound(
         K=jnp.mean(per_event) / unit,
         L_null=jnp.mean(nulls) / unit,
@@ -135,7 +154,9 @@ def variational_bound(
         entropy_first=jnp.mean(firsts) / unit,
         entropy_terminal=terminal / unit,
         pointwise=(per_event + corrections) / unit,
-        standard_error=jnp.std(per_event) / math.sqrt(len(data)) / unit,
+        standard_error=error(per_event),
+        reconstruction=jnp.mean(reconstructions) / unit,
+        standard_error_learned=error(learned),
     )
 
 
@@ -168,6 +189,7 @@ def importance_log_prob(
     Source: Sohl-Dickstein et al. 2015, eq. 9 (an annealed importance sampling or
     Jarzynski form), with the edge step of appendix B.2.
     """
+    check_num_steps("importance_log_prob", reverse, num_steps)
     grid = uniform_grid(num_steps)
     keys = jax.random.split(key, (len(data), num_samples))
     log_weights = _log_weights(reverse, jnp.asarray(data), grid, keys, batch_size)
@@ -196,6 +218,17 @@ def step_kl(
     except NotImplementedError:
         x_s = q.sample(key)
         return jnp.asarray(q.log_prob(x_s)) - jnp.asarray(p.log_prob(x_s))
+
+
+def reconstruction(
+    reverse: AbstractReverse,
+    x0: Num[Array, "*event"],
+    t: Float[Array, ""] | float,
+    key: Array,
+) -> Float[Array, ""]:
+    """Log p(x_0 | x_t) of the chain's last step, in nats, at one draw of x_t."""
+    x_t = jnp.asarray(reverse.forward.marginal(x0, t).sample(key))
+    return jnp.asarray(reverse.transition(x_t, t, 0.0).log_prob(x0))
 
 
 def null_log_prob(
@@ -238,6 +271,7 @@ def _bound_terms(
             x_t = jnp.asarray(forward.marginal(x0, t).sample(noise_key))
             return None, step_kl(reverse, x0, x_t, t, s, kl_key)
 
+        key, last_key = jax.random.split(key)
         keys = jax.random.split(key, len(grid) - 2)
         _, kls = jax.lax.scan(step, None, (grid[2:], grid[1:-1], keys))
         return (
@@ -246,6 +280,7 @@ def _bound_terms(
             forward.marginal(x0, grid[-1]).entropy(),
             null_log_prob(forward, x0),
             pointwise_correction(forward, x0, grid),
+            reconstruction(reverse, x0, grid[1], last_key),
         )
 
     return jax.lax.map(event, (data, keys), batch_size=batch_size)

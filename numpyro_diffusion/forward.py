@@ -28,7 +28,13 @@ from numpyro.distributions import kl_divergence
 
 from numpyro_diffusion.schedules import AbstractSchedule
 
-__all__ = ["AbstractForward", "BernoulliForward", "GaussianForward"]
+__all__ = [
+    "AbstractForward",
+    "BernoulliForward",
+    "GaussianForward",
+    "factorised_bernoulli",
+    "factorised_normal",
+]
 
 
 class AbstractForward(eqx.Module):
@@ -105,10 +111,10 @@ class GaussianForward(AbstractForward):
         self, x_s: Num[Array, "*event"], s: ArrayLike, t: ArrayLike
     ) -> dist.Distribution:
         kept, beta = self.schedule.kept(s, t), self.schedule.beta(s, t)
-        return _normal(jnp.sqrt(kept) * x_s, beta)
+        return factorised_normal(jnp.sqrt(kept) * x_s, beta)
 
     def marginal(self, x0: Num[Array, "*event"], t: ArrayLike) -> dist.Distribution:
-        return _normal(
+        return factorised_normal(
             jnp.sqrt(self.schedule.alpha_bar(t)) * x0, self.schedule.noise(t)
         )
 
@@ -133,7 +139,7 @@ class GaussianForward(AbstractForward):
         t: ArrayLike,
     ) -> dist.Distribution:
         on_x0, on_x_t, variance = self.bridge_coefficients(s, t)
-        return _normal(on_x0 * x0 + on_x_t * x_t, variance)
+        return factorised_normal(on_x0 * x0 + on_x_t * x_t, variance)
 
     def averaged_posterior(
         self,
@@ -144,12 +150,12 @@ class GaussianForward(AbstractForward):
         t: ArrayLike,
     ) -> dist.Distribution:
         on_x0, on_x_t, variance = self.bridge_coefficients(s, t)
-        return _normal(
+        return factorised_normal(
             on_x0 * x0_mean + on_x_t * x_t, variance + on_x0**2 * x0_variance
         )
 
     def terminal(self, event_shape: tuple[int, ...]) -> dist.Distribution:
-        return _normal(jnp.zeros(event_shape), 1.0)
+        return factorised_normal(jnp.zeros(event_shape), 1.0)
 
     def kl(self, q: dist.Distribution, p: dist.Distribution) -> Float[Array, ""]:
         if isinstance(p, dist.MultivariateNormal):
@@ -180,12 +186,12 @@ class BernoulliForward(AbstractForward):
     def transition(
         self, x_s: Num[Array, "*event"], s: ArrayLike, t: ArrayLike
     ) -> dist.Distribution:
-        return _bernoulli(
+        return factorised_bernoulli(
             self._mix(x_s, self.schedule.kept(s, t), self.schedule.beta(s, t))
         )
 
     def marginal(self, x0: Num[Array, "*event"], t: ArrayLike) -> dist.Distribution:
-        return _bernoulli(self._marginal_probability(x0, t))
+        return factorised_bernoulli(self._marginal_probability(x0, t))
 
     def posterior(
         self,
@@ -194,7 +200,7 @@ class BernoulliForward(AbstractForward):
         s: ArrayLike,
         t: ArrayLike,
     ) -> dist.Distribution:
-        return _bernoulli(self._posterior_probability(x_t, x0, s, t))
+        return factorised_bernoulli(self._posterior_probability(x_t, x0, s, t))
 
     def averaged_posterior(
         self,
@@ -207,10 +213,10 @@ class BernoulliForward(AbstractForward):
         del x0_variance  # a bit's mean says all of its law
         if_one = self._posterior_probability(x_t, jnp.ones_like(x0_mean), s, t)
         if_zero = self._posterior_probability(x_t, jnp.zeros_like(x0_mean), s, t)
-        return _bernoulli(x0_mean * if_one + (1.0 - x0_mean) * if_zero)
+        return factorised_bernoulli(x0_mean * if_one + (1.0 - x0_mean) * if_zero)
 
     def terminal(self, event_shape: tuple[int, ...]) -> dist.Distribution:
-        return _bernoulli(jnp.broadcast_to(self.rate, event_shape))
+        return factorised_bernoulli(jnp.broadcast_to(self.rate, event_shape))
 
     def kl(self, q: dist.Distribution, p: dist.Distribution) -> Float[Array, ""]:
         # NumPyro has no Bernoulli KL, and its log_prob clamps: here 0 log 0 = 0 and a
@@ -261,13 +267,15 @@ class BernoulliForward(AbstractForward):
         return joint_one / (joint_one + joint_zero)
 
 
-def _normal(loc: Array, variance: ArrayLike) -> dist.Distribution:
+def factorised_normal(loc: Array, variance: ArrayLike) -> dist.Distribution:
+    """A normal law with independent entries, of the event shape of `loc`."""
     scale = jnp.broadcast_to(jnp.sqrt(variance), loc.shape)
     # At t = 0 the width is exactly zero, which NumPyro's validation refuses.
     return dist.Normal(loc, scale, validate_args=False).to_event(loc.ndim)
 
 
-def _bernoulli(probability: Array) -> dist.Distribution:
+def factorised_bernoulli(probability: Array) -> dist.Distribution:
+    """Independent bits, of the event shape of `probability`."""
     return dist.BernoulliProbs(probability).to_event(probability.ndim)
 
 

@@ -17,6 +17,7 @@ from numpyro.distributions.util import validate_sample
 
 from numpyro_diffusion.flow import ProbabilityFlow
 from numpyro_diffusion.forward import GaussianForward
+from numpyro_diffusion.kernel_reverse import check_num_steps
 from numpyro_diffusion.reverse import AbstractReverse
 from numpyro_diffusion.samplers import ancestral_sample
 from numpyro_diffusion.schedules import uniform_grid
@@ -44,7 +45,8 @@ class DiffusionPrior(dist.Distribution):
     Raises:
         TypeError: `reverse` is not a reverse process.
         ValueError: `event_shape` or `num_steps` are not positive integers, or the
-            denoiser does not return an event of this shape.
+            denoiser does not return an event of this shape, or a `KernelReverse` has
+            another number of steps.
 
     Error: `sample` is first order in `1 / num_steps` for a denoising network and exact
     for the processes of `analytic`; for `log_prob` see `ProbabilityFlow`.
@@ -77,6 +79,7 @@ class DiffusionPrior(dist.Distribution):
                 "DiffusionPrior: num_steps must be a positive integer, got "
                 f"{num_steps!r}."
             )
+        check_num_steps("DiffusionPrior", reverse, num_steps)
         self._arrays, self._static = eqx.partition(reverse, eqx.is_array)
         self.num_steps = num_steps
         self.flow = ProbabilityFlow() if flow is None else flow

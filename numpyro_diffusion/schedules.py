@@ -20,9 +20,12 @@ matching runs time the other way.
 """
 
 import abc
+from collections.abc import Sequence
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
@@ -30,10 +33,15 @@ __all__ = [
     "AbstractSchedule",
     "Cosine",
     "Geometric",
+    "Learned",
     "SignalLinear",
+    "Tabulated",
     "cosine",
     "geometric",
+    "learned",
+    "reference_code",
     "signal_linear",
+    "tabulated",
     "uniform_grid",
 ]
 
@@ -158,6 +166,89 @@ class Geometric(AbstractSchedule):
         return jnp.log1p(ratio / self.nsr_min) / self._log_ratio
 
 
+class Tabulated(AbstractSchedule):
+    r"""A schedule of a chain's own steps: any list of $\beta_1, \ldots, \beta_T$.
+
+    Between the grid times $k / T$ the signal is linear in t. Made by `tabulated`.
+
+    Attributes:
+        signal: $\bar\alpha$ at the times k / T, k = 0..T, decreasing from 1.
+        lost: $1 - \bar\alpha$ at these times.
+    """
+
+    signal: Float[Array, " num_times"]
+    lost: Float[Array, " num_times"]
+
+    def alpha_bar(self, t: ArrayLike) -> Float[Array, "..."]:
+        return _at(self.signal, t)
+
+    def noise(self, t: ArrayLike) -> Float[Array, "..."]:
+        return _at(self.lost, t)
+
+    def time(self, angle: ArrayLike) -> Float[Array, "..."]:
+        return _time_of(self.lost, angle)
+
+
+class Learned(AbstractSchedule):
+    r"""A schedule whose $\beta_2, \ldots, \beta_T$ are trained; $\beta_1$ is fixed.
+
+    The logarithm of the noise-to-signal ratio grows by a positive, trainable amount in
+    each step, from $\log \beta_1 / (1 - \beta_1)$ after the first one. Between the grid
+    times the signal is linear in t. Trained by `BoundLoss`; a denoising loss does
+    not move it.
+
+    Attributes:
+        beta_1: Share of the signal lost in the first step, in (0, 1).
+        log_increments: Logarithms of the amounts of steps 2..T.
+
+    Source: Sohl-Dickstein et al. 2015, section 2.4.1, which fixes $\beta_1$ against
+    overfitting and prints no parameterisation; the monotone one is ours.
+    """
+
+    beta_1: float
+    log_increments: Float[Array, " num_steps_but_one"]
+
+    def __check_init__(self) -> None:
+        if not 0.0 < self.beta_1 < 1.0:
+            raise ValueError(f"Learned: beta_1 must lie in (0, 1), got {self.beta_1}.")
+
+    def alpha_bar(self, t: ArrayLike) -> Float[Array, "..."]:
+        signal = jax.nn.sigmoid(-self._log_ratios)
+        return _at(jnp.concatenate([jnp.ones(1, signal.dtype), signal]), t)
+
+    def noise(self, t: ArrayLike) -> Float[Array, "..."]:
+        return _at(self._lost, t)
+
+    def time(self, angle: ArrayLike) -> Float[Array, "..."]:
+        return _time_of(self._lost, angle)
+
+    @property
+    def _log_ratios(self) -> Float[Array, " num_steps"]:
+        """Log noise-to-signal ratio after steps 1..T."""
+        first = jnp.log(self.beta_1) - jnp.log1p(-self.beta_1)
+        return first + jnp.concatenate(
+            [jnp.zeros(1), jnp.cumsum(jnp.exp(self.log_increments))]
+        )
+
+    @property
+    def _lost(self) -> Float[Array, " num_times"]:
+        lost = jax.nn.sigmoid(self._log_ratios)
+        return jnp.concatenate([jnp.zeros(1, lost.dtype), lost])
+
+
+def _at(nodes: Float[Array, " num_times"], t: ArrayLike) -> Float[Array, "..."]:
+    """Interpolate linearly between values at k / T; the place needs no search."""
+    place = _as_time(t) * (len(nodes) - 1)
+    left = jnp.clip(jnp.floor(place), 0, len(nodes) - 2)
+    index = left.astype(int)
+    return nodes[index] + (place - left) * (nodes[index + 1] - nodes[index])
+
+
+def _time_of(lost: Float[Array, " num_times"], angle: ArrayLike) -> Float[Array, "..."]:
+    share = jnp.sin(_as_time(angle)) ** 2
+    return jnp.interp(share, lost, uniform_grid(len(lost) - 1))
+
+
 def signal_linear() -> SignalLinear:
     """The 2015 paper's schedule for Bernoulli diffusion; see `SignalLinear`."""
     return SignalLinear()
@@ -171,6 +262,72 @@ def cosine() -> Cosine:
 def geometric(nsr_min: float = 1e-4, nsr_max: float = 1e4) -> Geometric:
     """Log-linear signal-to-noise ratio; see `Geometric`."""
     return Geometric(nsr_min, nsr_max)
+
+
+def tabulated(betas: ArrayLike | Sequence[float]) -> Tabulated:
+    r"""The schedule with the given $\beta_1, \ldots, \beta_T$; see `Tabulated`.
+
+    Raises:
+        ValueError: A beta does not lie in (0, 1), or (0, 1] for the last one.
+    """
+    betas = np.asarray(betas, float)
+    if betas.ndim != 1 or len(betas) == 0:
+        raise ValueError(
+            "tabulated: betas must be a list of at least one number, got shape "
+            f"{betas.shape}."
+        )
+    bad = ~((betas > 0.0) & (betas < 1.0))
+    bad[-1] = not 0.0 < betas[-1] <= 1.0
+    if bad.any():
+        step = int(bad.argmax())
+        raise ValueError(
+            "tabulated: betas must lie in (0, 1), the last in (0, 1], got "
+            f"{betas[step]} at step {step + 1} of {len(betas)}."
+        )
+    signal = np.concatenate([[1.0], np.cumprod(1.0 - betas)])
+    # The noise as a sum of what each step loses: no digit is cancelled near the data.
+    lost = np.concatenate([[0.0], np.cumsum(signal[:-1] * betas)])
+    return Tabulated(jnp.asarray(signal), jnp.asarray(lost))
+
+
+def reference_code(num_steps: int = 1000, step1_beta: float = 1e-3) -> Tabulated:
+    r"""The fixed schedule of the 2015 paper's released code.
+
+    $\beta_k = m_k + (1 - m_k - 10^{-5}) / b_k$ with $b_k$ evenly spaced from T to 2,
+    $m_k = 10^{-6}$, and `step1_beta` more in the first step. It keeps about 1 / T of the
+    signal at the end.
+
+    Source: Sohl-Dickstein et al. 2015, the released `model.py`. The paper has
+    1 / (T - t + 1) instead: `signal_linear`.
+    """
+    smallest = np.full(num_steps, 1e-6)
+    smallest[0] += step1_beta
+    base = 1.0 / np.linspace(num_steps, 2.0, num_steps)
+    return tabulated(smallest + base * (1.0 - smallest - 1e-5))
+
+
+def learned(num_steps: int, beta_1: float, alpha_bar_1: float = 0.01) -> Learned:
+    r"""A trainable schedule, log-linear in the signal-to-noise ratio at the start.
+
+    Args:
+        num_steps: Steps T of the chain, at least 2.
+        beta_1: Share of the signal lost in the first step; it stays.
+        alpha_bar_1: Share of the signal left at t = 1, at the start.
+
+    Raises:
+        ValueError: `num_steps` is less than 2, or the shares leave nothing to lose in
+            steps 2..T.
+    """
+    if num_steps < 2 or not 0.0 < alpha_bar_1 < 1.0 - beta_1 < 1.0:
+        raise ValueError(
+            "learned: num_steps must be at least 2 and 0 < alpha_bar_1 < 1 - beta_1 < 1 "
+            f"must hold, got num_steps={num_steps}, beta_1={beta_1}, "
+            f"alpha_bar_1={alpha_bar_1}."
+        )
+    log_ratio = lambda noise: np.log(noise) - np.log1p(-noise)
+    span = log_ratio(1.0 - alpha_bar_1) - log_ratio(beta_1)
+    increments = np.full(num_steps - 1, np.log(span / (num_steps - 1)))
+    return Learned(beta_1, jnp.asarray(increments))
 
 
 def uniform_grid(num_steps: int) -> Float[Array, " num_times"]:

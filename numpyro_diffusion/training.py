@@ -1,10 +1,9 @@
 r"""Training: from samples to a reverse process.
 
-The loss is the denoising loss of the process's prediction, averaged over mini-batches of
-events and over times spread evenly in (0, 1] (one uniform offset for the whole batch,
-Kingma et al. 2021, arXiv:2107.00630, appendix I.1). The returned network is the
-exponential moving average of the optimised one, together with its denoising error per
-noise level, measured on held-out events.
+The loss is an objective of `objectives`, averaged over mini-batches of events and noise
+levels: by default the denoising loss, or the 2015 paper's bound. The returned process has
+the exponential moving average of the optimised numbers, together with its denoising error
+per noise level, measured on held-out events.
 
 Everything random in step k follows from the key and k alone, so that a run that was
 killed and resumed from its checkpoint ends where an uninterrupted one ends.
@@ -26,10 +25,12 @@ from tqdm.auto import tqdm
 
 from numpyro_diffusion.archive import ArchiveError, read_archive, write_archive
 from numpyro_diffusion.forward import BernoulliForward
+from numpyro_diffusion.kernel_reverse import KernelReverse
+from numpyro_diffusion.objectives import AbstractObjective, BoundLoss, DenoisingLoss
 from numpyro_diffusion.reverse import (
+    DataPrediction,
     DenoisingError,
     DenoisingReverse,
-    VelocityPrediction,
     as_float,
 )
 
@@ -40,11 +41,12 @@ class FitResult(NamedTuple):
     """What `fit` returns.
 
     Attributes:
-        reverse: The trained process: averaged network and measured denoising error.
+        reverse: The trained process: averaged network (and schedule, if learned) and
+            measured denoising error.
         losses: Training loss of each step, shape (num_steps,).
     """
 
-    reverse: DenoisingReverse
+    reverse: Any
     losses: Float[np.ndarray, " num_steps"]
 
 
@@ -55,12 +57,13 @@ class _State(NamedTuple):
 
 
 def fit(
-    reverse: DenoisingReverse,
+    reverse: DenoisingReverse | KernelReverse,
     data: Num[Array, "num *event"] | Num[np.ndarray, "num *event"],
     *,
     key: Array,
     num_steps: int,
     batch_size: int = 128,
+    objective: AbstractObjective | None = None,
     optimizer: optax.GradientTransformation | None = None,
     ema_decay: float = 0.999,
     validation: Num[Array, "num_held_out *event"]
@@ -82,6 +85,8 @@ def fit(
         key: Random key; the same key gives the same result, bit for bit.
         num_steps: Optimiser steps.
         batch_size: Events per step.
+        objective: What is minimised. By default `DenoisingLoss`, and `BoundLoss` for a
+            `KernelReverse`.
         optimizer: By default Adam with a warm-up of 5 % of the steps to a learning rate
             of 1e-3, cosine decay to zero and gradients clipped to norm one.
         ema_decay: Decay per step of the averaged network (shorter at the start).
@@ -110,9 +115,12 @@ def fit(
     split_key, steps_key, error_key = jax.random.split(key, 3)
     if validation is None:
         data, validation = _split(split_key, np.asarray(data), validation_fraction)
+    if objective is None:
+        is_kernel = isinstance(reverse, KernelReverse)
+        objective = BoundLoss(reverse.num_steps) if is_kernel else DenoisingLoss()
     if optimizer is None:
         optimizer = _default_optimizer(num_steps)
-    params, static = eqx.partition(reverse.network, eqx.is_inexact_array)
+    params, static = eqx.partition(reverse, objective.trainable(reverse))
     state = _State(params, params, optimizer.init(params))
     run = _Run(
         checkpoint,
@@ -125,7 +133,7 @@ def fit(
         },
     )
     first, losses, state = run.resume(state, np.full(num_steps, np.nan))
-    advance = _compiled_steps(reverse, static, optimizer, ema_decay, steps_per_call)
+    advance = _compiled_steps(static, objective, optimizer, ema_decay, steps_per_call)
     data_on_device = jnp.asarray(data)
 
     bar = tqdm(total=num_steps, initial=first, disable=not progress_bar, desc="fit")
@@ -145,14 +153,14 @@ def fit(
             if first % checkpoint_every == 0 or first == num_steps:
                 run.save(first, losses, state)
 
-    network = eqx.combine(state.average, static)
-    trained = eqx.tree_at(lambda r: r.network, reverse, network)
+    trained = eqx.combine(state.average, static)
     error = denoising_error(
         trained, jnp.asarray(validation), key=error_key, num_levels=num_error_levels
     )
-    return FitResult(
-        DenoisingReverse(reverse.forward, network, reverse.prediction, error), losses
+    with_error = eqx.tree_at(
+        lambda r: r.error, trained, error, is_leaf=lambda leaf: leaf is None
     )
+    return FitResult(with_error, losses)
 
 
 def denoising_error(
@@ -169,17 +177,21 @@ def denoising_error(
         reverse: Any reverse process.
         data: Held-out events.
         key: Random key.
-        num_levels: Number of levels, at times 1 / num_levels, ..., 1.
+        num_levels: Number of levels, at times 1 / num_levels, ..., 1; for a
+            `KernelReverse` at the times of its chain above them.
         num_samples: Noisy copies of each event per level.
 
     Returns:
         The error per level and entry. **Error:** a Monte Carlo mean over
         `num_samples * num` events.
     """
-    times = jnp.arange(1, num_levels + 1) / num_levels
+    times = np.arange(1, num_levels + 1) / num_levels
+    if isinstance(reverse, KernelReverse):
+        times = np.unique(np.ceil(times * reverse.num_steps - 1e-9)) / reverse.num_steps
+    times = jnp.asarray(times)
 
     def one(x0: Array, t: Array, key: Array) -> Array:
-        x_t = reverse.forward.marginal(x0, t).sample(key)
+        x_t = jnp.asarray(reverse.forward.marginal(x0, t).sample(key))
         return jnp.mean((reverse.denoise(x_t, t) - x0) ** 2)
 
     @eqx.filter_jit
@@ -193,13 +205,13 @@ def denoising_error(
         return jax.lax.map(level, (times, keys))
 
     return DenoisingError(
-        times, levels(one, as_float(data), times, jax.random.split(key, num_levels))
+        times, levels(one, as_float(data), times, jax.random.split(key, len(times)))
     )
 
 
 def _compiled_steps(
-    reverse: DenoisingReverse,
     static: PyTree,
+    objective: AbstractObjective,
     optimizer: optax.GradientTransformation,
     ema_decay: float,
     steps_per_call: int,
@@ -207,17 +219,7 @@ def _compiled_steps(
     """A compiled function that runs up to `steps_per_call` optimiser steps."""
 
     def batch_loss(params: PyTree, x0: Array, key: Array) -> Array:
-        model = eqx.tree_at(lambda r: r.network, reverse, eqx.combine(params, static))
-        time_key, noise_key = jax.random.split(key)
-        num = len(x0)
-        offset = jax.random.uniform(time_key, dtype=as_float(x0).dtype)
-        times = 1.0 - (jnp.arange(num) + offset) / num  # in (0, 1]
-
-        def one(x0: Array, t: Array, key: Array) -> Array:
-            x_t = reverse.forward.marginal(x0, t).sample(key)
-            return model.loss(x0, x_t, t)
-
-        return jnp.mean(jax.vmap(one)(x0, times, jax.random.split(noise_key, num)))
+        return objective.loss(eqx.combine(params, static), x0, key)
 
     def step(state: _State, x0: Array, key: Array, index: Array) -> tuple:
         step_key = jax.random.fold_in(key, index)
@@ -336,7 +338,7 @@ def _split(key: Array, data: np.ndarray, fraction: float) -> tuple:
     return data[order[held_out:]], data[order[:held_out]]
 
 
-def _checked_data(reverse: DenoisingReverse, data: Any, validation: Any) -> tuple:
+def _checked_data(reverse: Any, data: Any, validation: Any) -> tuple:
     data = _checked_events(reverse, data, "data")
     if validation is not None:
         validation = _checked_events(reverse, validation, "validation")
@@ -348,7 +350,7 @@ def _checked_data(reverse: DenoisingReverse, data: Any, validation: Any) -> tupl
     return data, validation
 
 
-def _checked_events(reverse: DenoisingReverse, data: Any, name: str) -> np.ndarray:
+def _checked_events(reverse: Any, data: Any, name: str) -> np.ndarray:
     data = np.asarray(data)
     # What JAX would make of it (float32 unless double precision is on).
     data = data.astype(jax.dtypes.canonicalize_dtype(data.dtype))
@@ -369,7 +371,7 @@ def _checked_events(reverse: DenoisingReverse, data: Any, name: str) -> np.ndarr
                 f"fit: {name} must be zeros and ones for Bernoulli diffusion, got values "
                 f"from {data.min()} to {data.max()}."
             )
-    elif isinstance(reverse.prediction, VelocityPrediction):
+    elif not isinstance(getattr(reverse, "prediction", None), DataPrediction):
         power = float(np.mean(np.square(data, dtype=float)))
         if not 0.1 < power < 10.0:
             raise ValueError(
@@ -381,7 +383,10 @@ def _checked_events(reverse: DenoisingReverse, data: Any, name: str) -> np.ndarr
     return data
 
 
-def _check_network(reverse: DenoisingReverse, data: np.ndarray, name: str) -> None:
+def _check_network(reverse: Any, data: np.ndarray, name: str) -> None:
+    expected = data.shape[1:]
+    if isinstance(reverse, KernelReverse):
+        expected = reverse.coefficients_shape(expected)
     x = jax.ShapeDtypeStruct(data.shape[1:], jnp.result_type(float))
     try:
         output = jax.eval_shape(lambda x: reverse.network(x, jnp.array(0.5)), x)
@@ -390,10 +395,10 @@ def _check_network(reverse: DenoisingReverse, data: np.ndarray, name: str) -> No
             f"fit: the network does not accept events of shape {data.shape[1:]}, the "
             f"shape of {name} without its first axis: {error}"
         ) from error
-    if output.shape != data.shape[1:]:
+    if output.shape != expected:
         raise ValueError(
-            f"fit: the network must return an event of shape {data.shape[1:]}, the shape "
-            f"of {name} without its first axis, got {output.shape}."
+            f"fit: for {name} of events of shape {data.shape[1:]} the network must "
+            f"return an array of shape {expected}, got {output.shape}."
         )
 
 

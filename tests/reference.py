@@ -3,6 +3,8 @@
 import numpy as np
 from numpyro.diagnostics import effective_sample_size
 
+from numpyro_diffusion.schedules import tabulated
+
 
 def gaussian_posterior(mean, covariance, operator, y, sigma):
     """Mean and covariance of x | y for x ~ N(mean, covariance), y = A x + sigma noise."""
@@ -23,3 +25,10 @@ def mean_z_scores(draws, expected):
     ess = effective_sample_size(flat[None])
     error = flat.std(0) / np.sqrt(ess)
     return (flat.mean(0) - np.ravel(expected)) / error
+
+
+def signal_linear_from(beta_1, num_steps):
+    """1 / (T - t + 1), but for the first step."""
+    betas = 1.0 / (num_steps - np.arange(num_steps))
+    betas[0] = beta_1
+    return tabulated(betas)

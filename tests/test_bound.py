@@ -29,33 +29,14 @@ from numpyro_diffusion.analytic import (
 )
 from numpyro_diffusion.bound import null_log_prob, pointwise_correction, step_kl
 from numpyro_diffusion.forward import AbstractForward
-from numpyro_diffusion.reverse import AbstractReverse
+from numpyro_diffusion.reverse import AbstractReverse, ReverseStep
 from numpyro_diffusion.schedules import (
-    AbstractSchedule,
     cosine,
+    reference_code,
     signal_linear,
+    tabulated,
     uniform_grid,
 )
-
-
-class TableSchedule(AbstractSchedule):
-    """A list of betas, exact on the grid k / T and meant for nothing else."""
-
-    table: jax.Array
-
-    @classmethod
-    def of(cls, betas):
-        return cls(jnp.concatenate([jnp.ones(1), jnp.cumprod(1.0 - betas)]))
-
-    def alpha_bar(self, t):
-        k = jnp.rint(jnp.asarray(t) * (len(self.table) - 1)).astype(int)
-        return self.table[k]
-
-    def noise(self, t):
-        return 1.0 - self.alpha_bar(t)
-
-    def time(self, angle):
-        raise NotImplementedError
 
 
 class ForwardBackwards(AbstractReverse):
@@ -69,15 +50,8 @@ class ForwardBackwards(AbstractReverse):
     def denoising_variance(self, t):
         raise NotImplementedError
 
-    def transition(self, x_t, t, s):
-        return self.forward.transition(x_t, s, t)
-
-
-def reference_schedule():
-    """The released code's, T = 1000, untrained."""
-    smallest = jnp.full(1000, 1e-6).at[0].add(0.001)
-    base = 1.0 / jnp.linspace(1000.0, 2.0, 1000)
-    return TableSchedule.of(smallest + base * (1.0 - smallest - 1e-5))
+    def step(self, x_t, t, s):
+        return ReverseStep(x_t, self.forward.transition(x_t, s, t))
 
 
 def gaussian(schedule, eigenvalues):
@@ -142,7 +116,7 @@ def gaussian_L(reverse, eigenvalues, num_steps):
 
 
 def test_reference_schedule_is_the_released_codes():
-    schedule, grid = reference_schedule(), uniform_grid(1000)
+    schedule, grid = reference_code(), uniform_grid(1000)
     beta = schedule.beta(grid[:-1], grid[1:])
     np.testing.assert_allclose(beta[0], 0.00199999, atol=5e-9)
     np.testing.assert_allclose(beta[-1], 0.4999955, atol=5e-8)
@@ -165,9 +139,7 @@ def test_null_log_likelihoods():
 
 @pytest.mark.parametrize("name", ["paper", "reference"])
 def test_the_untrained_chain_scores_the_null_model(name):
-    schedule, T = (
-        (signal_linear(), 40) if name == "paper" else (reference_schedule(), 1000)
-    )
+    schedule, T = (signal_linear(), 40) if name == "paper" else (reference_code(), 1000)
     reverse = ForwardBackwards(GaussianForward(schedule))
     x0s = signs(2) * jnp.sqrt(jnp.array([1.75, 0.25]))  # unit variance on average
     K, _ = gaussian_K(reverse, x0s, T)
@@ -181,7 +153,7 @@ def test_the_untrained_chain_scores_the_null_model(name):
 
 def test_the_reference_codes_extra_step_costs_what_was_measured():
     """It has T - 1 KLs and multiplies their mean by T."""
-    reverse = ForwardBackwards(GaussianForward(reference_schedule()))
+    reverse = ForwardBackwards(GaussianForward(reference_code()))
     K, total = gaussian_K(reverse, signs(1), 1000)
     np.testing.assert_allclose(total, 3.10681, atol=5e-6)
     np.testing.assert_allclose(K, -2.0470956, atol=1e-7)
@@ -247,7 +219,7 @@ def test_the_untrained_chain_has_weights_without_variance(kind):
     ids=lambda value: str(value).replace(", ", "_"),
 )
 def test_bound_of_gaussian_data(eigenvalues, name, num_steps, K_expected, L_expected):
-    schedule = signal_linear() if name == "paper" else reference_schedule()
+    schedule = signal_linear() if name == "paper" else reference_code()
     reverse = gaussian(schedule, eigenvalues)
     x0s = signs(2)[:1] * jnp.sqrt(
         jnp.array(eigenvalues)
@@ -319,7 +291,7 @@ def gaussian_terms(reverse, x0, num_steps):
 def test_pointwise_correction_of_gaussian_events(name):
     """(alpha_bar_T + beta_1) (D - |x_0|^2) / 2, also when signal is left at t = 1."""
     betas = jnp.array([0.1, 0.2, 0.3, 0.5])
-    schedule = signal_linear() if name == "paper" else TableSchedule.of(betas)
+    schedule = signal_linear() if name == "paper" else tabulated(betas)
     reverse = gaussian(schedule, (1.75, 0.25))
     grid = uniform_grid(4)
     left, beta_1 = float(schedule.alpha_bar(1.0)), float(schedule.beta(0.0, grid[1]))

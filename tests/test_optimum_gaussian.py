@@ -3,11 +3,16 @@
 import jax
 import numpy as np
 import pytest
-from table_schedule import TableSchedule, reference_code
 
 from numpyro_diffusion import BITS
 from numpyro_diffusion.optimum import gaussian_bound, gaussian_chain, gaussian_entropy
-from numpyro_diffusion.schedules import cosine, geometric, signal_linear
+from numpyro_diffusion.schedules import (
+    cosine,
+    geometric,
+    reference_code,
+    signal_linear,
+    tabulated,
+)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +108,7 @@ COVARIANCE = np.array([[1.2, 0.7, 0.1], [0.7, 0.9, -0.2], [0.1, -0.2, 0.3]])
 SCHEDULES = {
     "cosine": cosine(),
     "geometric": geometric(1e-2, 1e1),
-    "leftover": TableSchedule.of([0.1, 0.2, 0.05, 0.3, 0.25]),
+    "leftover": tabulated([0.1, 0.2, 0.05, 0.3, 0.25]),
 }
 
 

@@ -5,11 +5,10 @@ import itertools
 import jax
 import numpy as np
 import pytest
-from table_schedule import TableSchedule
 
 from numpyro_diffusion import BITS
 from numpyro_diffusion.optimum import heartbeat_bound, heartbeat_chain
-from numpyro_diffusion.schedules import cosine, geometric, signal_linear
+from numpyro_diffusion.schedules import cosine, geometric, signal_linear, tabulated
 
 
 @pytest.mark.parametrize(
@@ -124,7 +123,7 @@ class Twin:
 
 SCHEDULES = {
     "linear": signal_linear(),
-    "leftover": TableSchedule.of([0.1, 0.2, 0.3, 0.5]),
+    "leftover": tabulated([0.1, 0.2, 0.3, 0.5]),
     "cosine": cosine(),
 }
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from table_schedule import reference_code, signal_linear_from
+from reference import signal_linear_from
 
 from numpyro_diffusion import BITS, BernoulliForward, GaussianForward
 from numpyro_diffusion.forward import AbstractForward
@@ -16,7 +16,12 @@ from numpyro_diffusion.optimum import (
     heartbeat_bound,
     reverse_entropy_bounds,
 )
-from numpyro_diffusion.schedules import AbstractSchedule, cosine, signal_linear
+from numpyro_diffusion.schedules import (
+    AbstractSchedule,
+    cosine,
+    reference_code,
+    signal_linear,
+)
 
 
 @pytest.mark.parametrize(

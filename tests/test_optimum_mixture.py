@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from table_schedule import TableSchedule, signal_linear_from
+from reference import signal_linear_from
 
 from numpyro_diffusion import BITS
 from numpyro_diffusion.optimum import (
@@ -14,7 +14,7 @@ from numpyro_diffusion.optimum import (
     mixture_bound,
     mixture_entropy,
 )
-from numpyro_diffusion.schedules import cosine, geometric, signal_linear
+from numpyro_diffusion.schedules import Tabulated, cosine, geometric, signal_linear
 
 
 def spiral(num_points, noise):
@@ -81,7 +81,9 @@ def test_published_optimum_of_the_spiral_without_noise():
     """Geometric from beta_1 = 1e-3; the end, 1 % of the signal, was not recorded."""
     ratio = np.geomspace(1e-3 / (1.0 - 1e-3), 99.0, 40)
     signal = np.concatenate([[1.0], 1.0 / (1.0 + ratio)])
-    schedule = TableSchedule(signal, np.concatenate([[0.0], ratio / (1.0 + ratio)]))
+    schedule = Tabulated(
+        jnp.asarray(signal), jnp.asarray(np.concatenate([[0.0], ratio / (1.0 + ratio)]))
+    )
     points, scale = spiral(1500, 0.0)
     bound = mixture_bound(
         schedule, 40, points, scale, key=jr.key(3), num_samples=1000, unit=BITS

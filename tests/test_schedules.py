@@ -1,12 +1,17 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from numpyro_diffusion.schedules import (
     Geometric,
+    Learned,
     cosine,
     geometric,
+    learned,
+    reference_code,
     signal_linear,
+    tabulated,
     uniform_grid,
 )
 
@@ -177,3 +182,89 @@ def test_geometric_refuses(nsr_min, nsr_max):
 def test_integer_times_are_times():
     assert cosine().alpha_bar(1) == 0.0
     assert signal_linear().noise(jnp.arange(2)).dtype == jnp.float64
+
+
+# Schedules given step by step
+
+
+def test_a_table_of_betas_is_read_back_and_its_last_step_may_be_one():
+    betas = np.array([0.01, 0.2, 0.05, 0.7, 1.0])
+    schedule, grid = tabulated(betas), uniform_grid(5)
+    np.testing.assert_allclose(schedule.beta(grid[:-1], grid[1:]), betas, rtol=1e-14)
+    assert schedule.beta(grid[-2], grid[-1]) == 1.0
+    signal = np.concatenate([[1.0], np.cumprod(1 - betas)])
+    np.testing.assert_allclose(schedule.alpha_bar(grid), signal, atol=1e-15)
+    np.testing.assert_allclose(schedule.noise(grid), 1 - signal, atol=1e-15)
+    assert schedule.alpha_bar(0.0) == 1.0
+    assert schedule.alpha_bar(1.0) == 0.0
+    # Between the grid times the signal is linear, and `time` inverts `angle`.
+    np.testing.assert_allclose(schedule.alpha_bar(0.3), signal[1:3].mean(), rtol=1e-14)
+    t = np.linspace(0.0, 1.0, 41)
+    np.testing.assert_allclose(schedule.time(schedule.angle(t)), t, atol=1e-12)
+
+
+def test_signal_linear_as_a_table_is_itself():
+    table, grid = tabulated(1 / np.arange(40, 0, -1)), uniform_grid(40)
+    t = np.linspace(0.0, 1.0, 97)
+    np.testing.assert_allclose(
+        table.alpha_bar(t), signal_linear().alpha_bar(t), atol=1e-14
+    )
+    assert table.noise(grid[1]) == pytest.approx(1 / 40, rel=1e-15)
+
+
+def test_reference_code_has_the_released_values():
+    schedule, grid = reference_code(), uniform_grid(1000)
+    betas = schedule.beta(grid[:-1], grid[1:])
+    assert betas[0] == pytest.approx(0.00199999, abs=5e-9)
+    assert betas[1] == pytest.approx(0.00100199, abs=5e-9)
+    assert betas[-1] == pytest.approx(0.4999955, abs=5e-8)
+    assert schedule.alpha_bar(1.0) == pytest.approx(9.9161e-4, abs=5e-9)
+
+
+def test_a_learned_schedule_starts_log_linear_between_its_ends():
+    schedule, grid = learned(40, beta_1=1e-4, alpha_bar_1=0.02), uniform_grid(40)
+    assert schedule.beta(0.0, grid[1]) == pytest.approx(1e-4, rel=1e-12)
+    assert schedule.alpha_bar(1.0) == pytest.approx(0.02, rel=1e-12)
+    ratios = np.log(schedule.noise(grid[1:]) / schedule.alpha_bar(grid[1:]))
+    np.testing.assert_allclose(np.diff(ratios, 2), 0.0, atol=1e-12)
+    np.testing.assert_allclose(
+        schedule.alpha_bar(grid) + schedule.noise(grid), 1.0, rtol=1e-15
+    )
+
+
+def test_a_learned_schedule_moves_but_keeps_its_first_step():
+    start = learned(6, beta_1=0.01)
+    moved = Learned(0.01, start.log_increments + jnp.array([0.3, -0.2, 0.1, 0.5, -1.0]))
+    grid = uniform_grid(6)
+    assert moved.beta(0.0, grid[1]) == pytest.approx(0.01, rel=1e-12)
+    betas = moved.beta(grid[:-1], grid[1:])
+    assert np.all((betas > 0) & (betas < 1))
+    assert not np.allclose(betas[1:], start.beta(grid[:-1], grid[1:])[1:])
+
+    def lost(log_increments):
+        return jnp.sum(Learned(0.01, log_increments).noise(grid) ** 2)
+
+    gradient = jax.grad(lost)(moved.log_increments)
+    at = moved.log_increments
+    differences = [lost(at + step) - lost(at - step) for step in 1e-6 * np.eye(5)]
+    np.testing.assert_allclose(gradient, np.array(differences) / 2e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: tabulated([0.1, 1.0, 0.5]), r"got 1.0 at step 2 of 3"),
+        (
+            lambda: tabulated([0.0, 0.5]),
+            r"must lie in \(0, 1\).* got 0.0 at step 1 of 2",
+        ),
+        (lambda: tabulated([0.1, np.nan]), r"got nan at step 2 of 2"),
+        (lambda: tabulated([]), r"at least one number, got shape \(0,\)"),
+        (lambda: learned(1, 0.1), r"num_steps must be at least 2 .*num_steps=1"),
+        (lambda: learned(5, 0.5, 0.6), r"alpha_bar_1 < 1 - beta_1 < 1 must hold"),
+        (lambda: Learned(1.5, jnp.zeros(3)), r"beta_1 must lie in \(0, 1\), got 1.5"),
+    ],
+)
+def test_bad_step_lists_are_named(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
