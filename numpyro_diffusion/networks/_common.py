@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 _Module = TypeVar("_Module")
 
@@ -46,6 +46,26 @@ def positive_ints(owner: str, name: str, values: Sequence[int]) -> tuple[int, ..
     return tuple(int(value) for value in values)
 
 
+def image_shape(owner: str, event_shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of an image event as a tuple of plain `int`s.
+
+    Args:
+        owner: Class that is being built, for the message.
+        event_shape: `(height, width)` or `(height, width, channels)`.
+
+    Raises:
+        ValueError: If `event_shape` has not 2 or 3 entries or one is not a positive
+            integer.
+    """
+    shape = positive_ints(owner, "event_shape", event_shape)
+    if len(shape) not in (2, 3):
+        raise ValueError(
+            f"{owner}: event_shape must be (height, width) or (height, width, "
+            f"channels), got {shape}."
+        )
+    return shape
+
+
 def check_event(owner: str, event_shape: tuple[int, ...], x: Array, t: Array) -> None:
     """Check what a network is called with, before a reshape could hide a mistake.
 
@@ -72,6 +92,26 @@ def check_event(owner: str, event_shape: tuple[int, ...], x: Array, t: Array) ->
         )
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"{owner}: x must hold floats, got dtype {x.dtype}.")
+
+
+def mean_pool(
+    x: Float[Array, "height width channels"], factor: int
+) -> Float[Array, "pooled_height pooled_width channels"]:
+    """Mean of each square of `factor` x `factor` pixels; `factor` divides both sides."""
+    height, width, channels = x.shape
+    squares = (height // factor, factor, width // factor, factor, channels)
+    return x.reshape(squares).mean((1, 3))
+
+
+def upsample(
+    x: Float[Array, "height width channels"], factor: int
+) -> Float[Array, "upsampled_height upsampled_width channels"]:
+    """Each pixel as a square of `factor` x `factor` equal ones."""
+    height, width, channels = x.shape
+    squares = jnp.broadcast_to(
+        x[:, None, :, None, :], (height, factor, width, factor, channels)
+    )
+    return squares.reshape(factor * height, factor * width, channels)
 
 
 def zeroed(module: _Module) -> _Module:
