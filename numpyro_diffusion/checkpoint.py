@@ -41,6 +41,7 @@ from numpyro_diffusion.archive import (
 from numpyro_diffusion.flow import ProbabilityFlow
 from numpyro_diffusion.forward import BernoulliForward, GaussianForward
 from numpyro_diffusion.networks import MLP, UNet
+from numpyro_diffusion.networks.paper2015 import MultiScaleNet, RBFNet, SigmoidMLP
 from numpyro_diffusion.prior import DiffusionPrior
 from numpyro_diffusion.reverse import (
     DataPrediction,
@@ -472,7 +473,10 @@ _OWN_CLASSES: tuple[type, ...] = (
     LogitPrediction,
     MLP,
     MixtureReverse,
+    MultiScaleNet,
     ProbabilityFlow,
+    RBFNet,
+    SigmoidMLP,
     SignalLinear,
     UNet,
     VelocityPrediction,
