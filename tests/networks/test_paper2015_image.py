@@ -31,6 +31,11 @@ def jit(function):
 apply = jit(lambda network, x, t: network(x, t))
 
 
+def normal(shape, seed=1):
+    """NumPy draws: JAX would compile one program for each shape."""
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+
+
 def filled(event_shape, **arguments):
     """A network whose arrays, the zeros too, are all random."""
     make = lambda key: MultiScaleNet(event_shape, **{**SMALL, **arguments}, key=key)
@@ -44,9 +49,9 @@ def dense(layer, h):
 
 
 @pytest.mark.parametrize("pathways", [{}, DENSE, DENSE_ONLY], ids=str)
-def test_output_by_hand(pathways, getkey):
+def test_output_by_hand(pathways):
     network, t = filled((4, 6, 2), **pathways), jnp.array(0.4)
-    x = jr.normal(getkey(), (4, 6, 2))
+    x = normal((4, 6, 2))
     found = []
     if network.conv_layers:
         h = x
@@ -84,9 +89,9 @@ def test_shape_of_the_coefficients(event_shape, num_outputs, expected):
     assert y.shape == expected
 
 
-def test_only_the_bumps_know_the_time(getkey):
+def test_only_the_bumps_know_the_time():
     """The output at any time is one set of coefficients, blended."""
-    network, x = filled((4, 4), **DENSE), jr.normal(getkey(), (4, 4))
+    network, x = filled((4, 4), **DENSE), normal((4, 4))
     times = jnp.linspace(0.1, 1, 10)
     y = np.asarray(jit(network.coefficients)(x))
     result = np.asarray(jit(jax.vmap(network, (None, 0)))(x, times))
@@ -135,20 +140,20 @@ def test_number_of_layers_and_features():
 def test_signal_arrives_at_the_coefficients(pathways, getkey):
     """The image moves the inputs of the last layer of a new network."""
     network = MultiScaleNet((8, 8), **pathways, key=getkey())
-    x = jnp.repeat(jnp.repeat(jr.normal(getkey(), (100, 2, 2)), 4, 1), 4, 2)
+    x = jnp.repeat(jnp.repeat(normal((100, 2, 2)), 4, 1), 4, 2)
     # 2 outputs x 10 bumps are 20 coefficients: they can show the 20 features.
     where = lambda n: n.last.weight
     spread = jit(lambda network: jax.vmap(network.coefficients)(x).std(0).mean())
     assert float(spread(eqx.tree_at(where, network, jnp.eye(20)))) > 0.1
 
 
-def test_resized_is_the_same_function_inside(getkey):
+def test_resized_is_the_same_function_inside():
     """Far from the border a patch and a large image give the same answer."""
     network, t = filled((4, 4), depth=1), jnp.array(0.3)
     small = network.resized(12, 8)
     large = network.resized(16, 12)
     assert small.event_shape == (12, 8)
-    x = jr.normal(getkey(), (16, 12))
+    x = normal((16, 12))
     a, b = apply(small, x[:12, :8], t), apply(large, x, t)
     np.testing.assert_allclose(a[:, :8, :4], b[:, :8, :4], rtol=1e-10)
     assert jnp.any(jnp.abs(a[:, :, 7] - b[:, :12, 7]) > 1e-6)  # control: the border

@@ -16,6 +16,11 @@ def jit(function):
     return jax.jit(lambda *args: function(*args), compiler_options=options)
 
 
+def normal(shape, seed=1):
+    """NumPy draws: JAX would compile one program for each shape."""
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+
+
 def naive_scale(x, weight, factor):
     """Pool, correlate with zeros outside, and repeat, pixel by pixel."""
     height, width, _ = x.shape
@@ -55,8 +60,8 @@ CASES = {
 
 
 @pytest.mark.parametrize(("shape", "out", "arguments"), CASES.values(), ids=CASES)
-def test_linear_part_is_the_sum_of_the_scales(shape, out, arguments, getkey):
-    layer, x = filled(shape[-1], out, **arguments), jr.normal(getkey(), shape)
+def test_linear_part_is_the_sum_of_the_scales(shape, out, arguments):
+    layer, x = filled(shape[-1], out, **arguments), normal(shape)
     parts = [
         naive_scale(np.asarray(x), np.asarray(weight), 2**scale)
         for scale, weight in enumerate(layer.weights)
@@ -70,9 +75,9 @@ def test_linear_part_is_the_sum_of_the_scales(shape, out, arguments, getkey):
         assert np.abs(linear - without).max() > 0.1
 
 
-def test_one_softplus_after_the_sum(getkey):
+def test_one_softplus_after_the_sum():
     """Not one for each scale: that is another function."""
-    layer, x = filled(1, 2, scales=2), jr.normal(getkey(), (4, 4, 1))
+    layer, x = filled(1, 2, scales=2), normal((4, 4, 1))
     parts = [
         naive_scale(np.asarray(x), np.asarray(weight), 2**scale)
         for scale, weight in enumerate(layer.weights)
@@ -81,9 +86,9 @@ def test_one_softplus_after_the_sum(getkey):
     assert np.abs(jit(layer)(x) - each).max() > 0.1
 
 
-def test_coarse_scales_see_far(getkey):
+def test_coarse_scales_see_far():
     """The top left pixel feels a far one through the coarsest scale alone."""
-    x = jr.normal(getkey(), (8, 8, 1))
+    x = normal((8, 8, 1))
     seen = {}
     for scales in (1, 3):
         layer = filled(1, 1, scales=scales)
@@ -109,7 +114,7 @@ def test_start_has_the_stated_size(getkey):
 
 def test_signal_goes_through_a_stack(getkey):
     """Four layers keep what they are told about a smooth image; the control loses it."""
-    x = jnp.broadcast_to(jr.normal(getkey(), (64, 1, 1, 1)), (64, 8, 8, 1))
+    x = jnp.broadcast_to(normal((64, 1, 1, 1)), (64, 8, 8, 1))
 
     @jit
     def through(layers):

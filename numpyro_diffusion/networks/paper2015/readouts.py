@@ -101,8 +101,9 @@ class StepReadout(eqx.Module):
             A step from 1 to `num_steps`.
 
         Raises:
-            RuntimeError: If `t` is no time in (0, 1], under `jax.jit` too: there is no
-                step 0, and a gather would take another row in silence.
+            RuntimeError: If `t` is no time in (0, 1]: there is no step 0, and a gather
+                would take another row in silence. Under `jax.jit` it is what JAX makes
+                of a failed callback, a RuntimeError or ValueError with the same words.
         """
         # Rounded, since in floating point k / T * T may miss k to either side.
         step = jnp.round(t * self.num_steps).astype(int)
