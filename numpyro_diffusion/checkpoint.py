@@ -40,7 +40,16 @@ from numpyro_diffusion.archive import (
 )
 from numpyro_diffusion.flow import ProbabilityFlow
 from numpyro_diffusion.forward import BernoulliForward, GaussianForward
+from numpyro_diffusion.kernel_reverse import (
+    BitReadout,
+    KernelReverse,
+    PlainBitReadout,
+    PrintedReadout,
+    ReferenceCodeReadout,
+    SquareRootReadout,
+)
 from numpyro_diffusion.networks import MLP, UNet
+from numpyro_diffusion.networks.paper2015 import MultiScaleNet, RBFNet, SigmoidMLP
 from numpyro_diffusion.prior import DiffusionPrior
 from numpyro_diffusion.reverse import (
     DataPrediction,
@@ -49,7 +58,13 @@ from numpyro_diffusion.reverse import (
     LogitPrediction,
     VelocityPrediction,
 )
-from numpyro_diffusion.schedules import Cosine, Geometric, SignalLinear
+from numpyro_diffusion.schedules import (
+    Cosine,
+    Geometric,
+    Learned,
+    SignalLinear,
+    Tabulated,
+)
 
 __all__ = ["load", "read_card", "register", "save"]
 
@@ -462,6 +477,7 @@ def _describe(leaf: Any) -> str:
 _OWN_CLASSES: tuple[type, ...] = (
     BernoulliForward,
     BinaryPatternsReverse,
+    BitReadout,
     Cosine,
     DataPrediction,
     DenoisingError,
@@ -469,11 +485,21 @@ _OWN_CLASSES: tuple[type, ...] = (
     DiffusionPrior,
     GaussianForward,
     Geometric,
+    KernelReverse,
+    Learned,
     LogitPrediction,
     MLP,
     MixtureReverse,
+    MultiScaleNet,
+    PlainBitReadout,
+    PrintedReadout,
     ProbabilityFlow,
+    RBFNet,
+    ReferenceCodeReadout,
+    SigmoidMLP,
     SignalLinear,
+    SquareRootReadout,
+    Tabulated,
     UNet,
     VelocityPrediction,
 )

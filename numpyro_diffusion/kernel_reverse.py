@@ -5,8 +5,8 @@ A chain of $T$ steps has times $k / T$. A network sees $x_t$ and the step and re
 
 | readout | law of $x_s$ given $x_t$, with $\beta$ the step's share of lost signal |
 |---|---|
-| `SquareRootReadout` | $N\big((x_t - z^\mu)\sqrt{1 - \Sigma} + z^\mu,\ \Sigma\big)$, $\Sigma = \sigma(z^\Sigma + \sigma^{-1}(\beta))$ |
-| `PrintedReadout` | the same with $1 - \Sigma$ for its root, as the paper prints it |
+| `SquareRootReadout` | $N\big((x_t - m)\sqrt{1 - \Sigma} + m,\ \Sigma\big)$, $m = z^\mu / \sqrt\beta$, $\Sigma = \sigma(z^\Sigma + \sigma^{-1}(\beta))$ |
+| `PrintedReadout` | the same with $1 - \Sigma$ for its root and $m = z^\mu$, as the paper prints it |
 | `ReferenceCodeReadout` | $N\big(\sqrt{1 - \beta}\,x_t + \sqrt\beta\, z^\mu,\ \sigma(z^\Sigma / \sqrt T + \sigma^{-1}(\beta))\big)$ |
 | `BitReadout` | $P(x_s = 1) = \sigma\big(z + \sigma^{-1}((1 - \beta) x_t + \beta \rho)\big)$ |
 | `PlainBitReadout` | $P(x_s = 1) = \sigma(z)$ |
@@ -80,10 +80,19 @@ class AbstractReadout(eqx.Module):
 class SquareRootReadout(AbstractReadout):
     r"""The paper's readout with $\sqrt{1 - \Sigma}$, which is the kernel at $z = 0$.
 
+    The mean moves by about half of $m \Sigma$. With $m = z^\mu / \sqrt\beta$ that is as
+    much, in widths of the step, at every step, so that all steps learn at one rate;
+    networks with a readout per step represent the same functions without it.
+
+    Attributes:
+        scaled: Whether $m = z^\mu / \sqrt\beta$ or, as in the paper, $m = z^\mu$.
+
     Source: Sohl-Dickstein et al. 2015, eq. 64-65. The paper prints no root; with it
     $z^\mu$ is the equilibrium mean of the repeated step, as the text says, and the
     released code had it in a comment.
     """
+
+    scaled: bool = eqx.field(static=True, default=True)
 
     def law(
         self,
@@ -93,6 +102,7 @@ class SquareRootReadout(AbstractReadout):
         beta: Float[Array, ""],
     ) -> dist.Distribution:
         z_mean, z_variance = coefficients
+        z_mean = z_mean / jnp.sqrt(beta) if self.scaled else z_mean
         logit = z_variance + _logit(beta)
         # The root of 1 - sigmoid(logit), with a gradient also where it vanishes.
         kept = jnp.exp(0.5 * jax.nn.log_sigmoid(-logit))

@@ -87,7 +87,14 @@ def test_readouts_are_their_formulas():
     sigma = jax.nn.sigmoid(z[1] + logit(beta))
     code = jax.nn.sigmoid(z[1] / math.sqrt(10) + logit(beta))
     expected = {
-        nd.SquareRootReadout(): ((x - z[0]) * jnp.sqrt(1 - sigma) + z[0], sigma),
+        nd.SquareRootReadout(scaled=False): (
+            (x - z[0]) * jnp.sqrt(1 - sigma) + z[0],
+            sigma,
+        ),
+        nd.SquareRootReadout(): (
+            (x - z[0] / math.sqrt(beta)) * jnp.sqrt(1 - sigma) + z[0] / math.sqrt(beta),
+            sigma,
+        ),
         nd.PrintedReadout(): ((x - z[0]) * (1 - sigma) + z[0], sigma),
         CODE: (x * math.sqrt(1 - beta) + z[0] * math.sqrt(beta), code),
     }
@@ -141,11 +148,12 @@ def gaussian_oracle(exact):
 
     def network(x, t):
         s = t - 1 / 10
+        beta = exact.forward.schedule.beta(s, t)
         law = exact.transition(x, t, s)
         mean, variance = law.mean, jnp.diag(law.covariance_matrix)
         root = jnp.sqrt(1 - variance)
-        z_variance = logit(variance) - logit(exact.forward.schedule.beta(s, t))
-        return jnp.stack([(mean - root * x) / (1 - root), z_variance])
+        z_mean = jnp.sqrt(beta) * (mean - root * x) / (1 - root)
+        return jnp.stack([z_mean, logit(variance) - logit(beta)])
 
     return network
 
@@ -301,3 +309,27 @@ def test_a_prior_draws_from_it():
 def test_bad_arguments_are_named(build, error, message):
     with pytest.raises(error, match=message):
         build()
+
+
+def test_saved_and_loaded(tmp_path):
+    networks = nd.networks.paper2015
+    gaussian = nd.KernelReverse(
+        nd.GaussianForward(nd.schedules.learned(8, 0.02)),
+        networks.RBFNet((2,), num_steps=8, key=jr.key(0)),
+        8,
+        readout=nd.SquareRootReadout(scaled=False),
+        learned_last_step=True,
+    )
+    bits = nd.KernelReverse(
+        nd.BernoulliForward(nd.schedules.tabulated(np.full(8, 0.4)), 0.2),
+        networks.SigmoidMLP((2,), num_steps=8, key=jr.key(0)),
+        8,
+    )
+    for reverse in (gaussian, bits):
+        prior = nd.DiffusionPrior(reverse, (2,), num_steps=8)
+        nd.save(tmp_path / "prior.nd", prior)
+        same = nd.load(tmp_path / "prior.nd")
+        assert same.reverse.learned_last_step == reverse.learned_last_step
+        np.testing.assert_array_equal(
+            prior.sample(jr.key(1), (5,)), same.sample(jr.key(1), (5,))
+        )

@@ -47,6 +47,26 @@ def positive_ints(owner: str, name: str, values: Sequence[int]) -> tuple[int, ..
     return tuple(int(value) for value in values)
 
 
+def image_shape(owner: str, event_shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of an image event as a tuple of plain `int`s.
+
+    Args:
+        owner: Class that is being built, for the message.
+        event_shape: `(height, width)` or `(height, width, channels)`.
+
+    Raises:
+        ValueError: If `event_shape` has not 2 or 3 entries or one is not a positive
+            integer.
+    """
+    shape = positive_ints(owner, "event_shape", event_shape)
+    if len(shape) not in (2, 3):
+        raise ValueError(
+            f"{owner}: event_shape must be (height, width) or (height, width, "
+            f"channels), got {shape}."
+        )
+    return shape
+
+
 def check_event(owner: str, event_shape: tuple[int, ...], x: Array, t: Array) -> None:
     """Check what a network is called with, before a reshape could hide a mistake.
 
@@ -76,9 +96,9 @@ def check_event(owner: str, event_shape: tuple[int, ...], x: Array, t: Array) ->
 
 
 def dense(
-    layer: eqx.nn.Linear, x: Float[Array, " features"]
-) -> Float[Array, " out_features"]:
-    """Apply a dense layer to one event's features, with the features on the left.
+    layer: eqx.nn.Linear, x: Float[Array, "*space features"]
+) -> Float[Array, "*space out_features"]:
+    """Apply a dense layer to the last axis of one event, with the features on the left.
 
     Calling the layer puts the weights on the left. Under `vmap` the batch then comes out
     last and is moved to the front: a dense network of width 128 took twice as long on a
@@ -86,6 +106,26 @@ def dense(
     """
     product = x @ layer.weight.T
     return product if layer.bias is None else product + layer.bias
+
+
+def mean_pool(
+    x: Float[Array, "height width channels"], factor: int
+) -> Float[Array, "pooled_height pooled_width channels"]:
+    """Mean of each square of `factor` x `factor` pixels; `factor` divides both sides."""
+    height, width, channels = x.shape
+    squares = (height // factor, factor, width // factor, factor, channels)
+    return x.reshape(squares).mean((1, 3))
+
+
+def upsample(
+    x: Float[Array, "height width channels"], factor: int
+) -> Float[Array, "upsampled_height upsampled_width channels"]:
+    """Each pixel as a square of `factor` x `factor` equal ones."""
+    height, width, channels = x.shape
+    squares = jnp.broadcast_to(
+        x[:, None, :, None, :], (height, factor, width, factor, channels)
+    )
+    return squares.reshape(factor * height, factor * width, channels)
 
 
 def zeroed(module: _Module) -> _Module:

@@ -20,8 +20,11 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from numpyro_diffusion.networks._common import (
     check_event,
+    image_shape,
+    mean_pool,
     positive_int,
     positive_ints,
+    upsample,
     zeroed,
 )
 from numpyro_diffusion.networks.conv import Conv
@@ -211,7 +214,7 @@ class UNet(eqx.Module):
                 positive integer, `multipliers` is empty or `width` is no multiple of
                 `groups`.
         """
-        self.event_shape = positive_ints("UNet", "event_shape", event_shape)
+        self.event_shape = image_shape("UNet", event_shape)
         self.width = positive_int("UNet", "width", width)
         self.multipliers = positive_ints("UNet", "multipliers", multipliers)
         self.num_blocks = positive_int("UNet", "num_blocks", num_blocks)
@@ -253,11 +256,6 @@ class UNet(eqx.Module):
         self.last = zeroed(Conv(widths[0], channels, key=last_key))
 
     def _check(self) -> None:
-        if len(self.event_shape) not in (2, 3):
-            raise ValueError(
-                "UNet: event_shape must be (height, width) or (height, width, "
-                f"channels), got {self.event_shape}."
-            )
         if not self.multipliers:
             raise ValueError("UNet: multipliers must have at least one entry, got ().")
         if self.width % self.groups:
@@ -310,12 +308,12 @@ class UNet(eqx.Module):
         for stage in self.down:
             h = _apply(stage, h, embedding)
             skips.append(h)
-            h = _halve(h)
+            h = mean_pool(h, 2)
         h = _apply(self.bottom, h, embedding)
         if self.attend is not None:
             h = self.attend(h)
         for stage, skip in zip(self.up, reversed(skips), strict=True):
-            h = jnp.concatenate([_double(h), skip], axis=-1)
+            h = jnp.concatenate([upsample(h, 2), skip], axis=-1)
             h = _apply(stage, h, embedding)
         return h
 
@@ -339,20 +337,3 @@ def _pad(
     # Repetition, unlike reflection, can also make a side more than twice as long.
     pads = ((0, -height % multiple), (0, -width % multiple), (0, 0))
     return jnp.pad(x, pads, mode="edge")
-
-
-def _halve(
-    x: Float[Array, "height width channels"],
-) -> Float[Array, "half_height half_width channels"]:
-    """Mean of each square of 2 x 2 pixels."""
-    height, width, channels = x.shape
-    return x.reshape(height // 2, 2, width // 2, 2, channels).mean((1, 3))
-
-
-def _double(
-    x: Float[Array, "height width channels"],
-) -> Float[Array, "twice_height twice_width channels"]:
-    """Each pixel as a square of 2 x 2 equal ones."""
-    height, width, channels = x.shape
-    squares = jnp.broadcast_to(x[:, None, :, None, :], (height, 2, width, 2, channels))
-    return squares.reshape(2 * height, 2 * width, channels)
