@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpyro
 from jaxtyping import Array
 from numpyro.handlers import block
@@ -17,10 +16,10 @@ from numpyro_diffusion.guidance import (
 )
 from numpyro_diffusion.likelihood import Likelihood, OmitPrior, zeros_like_site
 from numpyro_diffusion.sites import (
-    depending_sites,
+    Unobserved,
     diffusion_site,
+    free_followers,
     is_diffusion_site,
-    traced,
 )
 
 __all__ = ["diffusion_sites", "guide"]
@@ -82,7 +81,7 @@ def guide(
     def guided(*args: Any, **kwargs: Any) -> Any:
         with block():
             name = diffusion_site(model, args, kwargs, site, "guide")
-            followers = _free_followers(model, name, args, kwargs)
+            followers = free_followers(model, name, args, kwargs, "guide")
         with _Others(name, followers) as others:
             model(*args, **kwargs)
         key = numpyro.prng_key()
@@ -108,7 +107,7 @@ def _guided_value(
     args: tuple,
     kwargs: dict[str, Any],
 ) -> Array:
-    observed_only = _Unobserved(model, followers)
+    observed_only = Unobserved(model, followers)
     likelihood = Likelihood(observed_only, name, args, kwargs, others)
     prior = likelihood.prior
     shape = (likelihood.num_problems, likelihood.num_copies, *prior.event_shape)
@@ -182,44 +181,3 @@ class _Replay(Messenger):
                 "by a handler outside of `guide`, which cannot see it; write "
                 "guide(condition(model, data)) instead."
             )
-
-
-class _Unobserved(Messenger):
-    """Give free followers some value and no density."""
-
-    def __init__(self, fn: Callable, followers: frozenset[str]) -> None:
-        self.followers = followers
-        super().__init__(fn)
-
-    def process_message(self, msg: dict[str, Any]) -> None:
-        if msg["type"] == "sample" and msg["name"] in self.followers:
-            shape = msg["kwargs"].get("sample_shape", ())
-            msg["value"] = msg["fn"].sample(jax.random.key(0), shape)
-            msg["fn"], msg["is_observed"] = msg["fn"].mask(False), True
-
-
-def _free_followers(
-    model: Callable, name: str, args: tuple, kwargs: dict[str, Any]
-) -> frozenset[str]:
-    """Unobserved sample sites whose law depends on the site's value."""
-    run = lambda values: traced(model, args, kwargs, values)
-    sites = run({})
-    observed = {
-        n for n, m in sites.items() if m["type"] == "sample" and m["is_observed"]
-    }
-
-    def depending_on(source: str) -> set[str]:
-        value = {source: jnp.asarray(sites[source]["value"])}
-        return {n for n, sources in depending_sites(run, value).items() if sources}
-
-    followers = depending_on(name) - observed - {name}
-    for follower in followers:
-        between = depending_on(follower) & observed
-        if between:
-            raise ValueError(
-                f"guide: the latent {follower!r} lies between the diffusion site "
-                f"{name!r} and the observed {sorted(between)}, so that the likelihood of "
-                f"{name!r} is an integral; condition on {follower!r} inside of `guide`, "
-                "or use infer.ParticleGibbs beside NUTS."
-            )
-    return frozenset(followers)

@@ -4,14 +4,23 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 from numpyro.handlers import seed, substitute, trace
 from numpyro.ops.provenance import eval_provenance
+from numpyro.primitives import Messenger
 
 from numpyro_diffusion.likelihood import Placeholder, prior_sites, unwrapped
 from numpyro_diffusion.prior import DiffusionPrior
 
-__all__ = ["depending_sites", "diffusion_site", "is_diffusion_site", "traced"]
+__all__ = [
+    "Unobserved",
+    "depending_sites",
+    "diffusion_site",
+    "free_followers",
+    "is_diffusion_site",
+    "traced",
+]
 
 
 def is_diffusion_site(msg: Mapping[str, Any]) -> bool:
@@ -61,15 +70,20 @@ def diffusion_site(
 
 
 def traced(
-    model: Callable, args: tuple, kwargs: Mapping[str, Any], values: Mapping[str, Array]
+    model: Callable,
+    args: tuple,
+    kwargs: Mapping[str, Any],
+    values: Mapping[str, Array],
+    key: Array | None = None,
 ) -> dict[str, Any]:
     """Trace a model at given values; diffusion sites without one hold zeros.
 
-    Everything else is drawn with a fixed key. No reverse chain is run.
+    Everything else is drawn, with a fixed key by default. No reverse chain is run.
     """
     substituted = substitute(model, data=dict(values))
     no_chain = Placeholder(substituted, is_diffusion_site)
-    return trace(seed(no_chain, jax.random.key(0))).get_trace(*args, **kwargs)
+    seeded = seed(no_chain, jax.random.key(0) if key is None else key)
+    return trace(seeded).get_trace(*args, **kwargs)
 
 
 def depending_sites(
@@ -100,3 +114,56 @@ def depending_sites(
         name: frozenset().union(*leaves) & frozenset(values)
         for name, leaves in found.items()
     }
+
+
+class Unobserved(Messenger):
+    """Give some free sites any value and no density."""
+
+    def __init__(self, fn: Callable, names: frozenset[str]) -> None:
+        self.names = names
+        super().__init__(fn)
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "sample" and msg["name"] in self.names:
+            shape = msg["kwargs"].get("sample_shape", ())
+            msg["value"] = msg["fn"].sample(jax.random.key(0), shape)
+            msg["fn"], msg["is_observed"] = msg["fn"].mask(False), True
+
+
+def free_followers(
+    model: Callable, name: str, args: tuple, kwargs: dict[str, Any], caller: str
+) -> frozenset[str]:
+    """Unobserved sample sites whose law depends on a site's value.
+
+    Args:
+        model: A NumPyro model.
+        name: The site.
+        args: Positional arguments of the model.
+        kwargs: Its keyword arguments.
+        caller: Who asks, for the error.
+
+    Raises:
+        ValueError: An observation depends on one of them, so that the site's likelihood
+            is an integral over it.
+    """
+    run = lambda values: traced(model, args, kwargs, values)
+    sites = run({})
+    observed = {
+        n for n, m in sites.items() if m["type"] == "sample" and m["is_observed"]
+    }
+
+    def depending_on(source: str) -> set[str]:
+        value = {source: jnp.asarray(sites[source]["value"])}
+        return {n for n, sources in depending_sites(run, value).items() if sources}
+
+    followers = depending_on(name) - observed - {name}
+    for follower in followers:
+        between = depending_on(follower) & observed
+        if between:
+            raise ValueError(
+                f"{caller}: the latent {follower!r} lies between the diffusion site "
+                f"{name!r} and the observed {sorted(between)}, so that the likelihood of "
+                f"{name!r} is an integral; condition on {follower!r} inside of it, or use "
+                "infer.ParticleGibbs beside NUTS."
+            )
+    return frozenset(followers)

@@ -27,6 +27,7 @@ NAMES = [
     "handlers.diffusion_sites",
     "handlers.guide",
     "infer.ParticleGibbs",
+    "infer.TwistedSMC",
     "networks.MLP",
     "networks.UNet",
     "schedules.cosine",

@@ -16,6 +16,7 @@ Guidances:
   transition by a guide $r_s(x_s)$. With the paper's guide, `ConstantGuide`, draws are
   biased however many steps are taken (for a Gaussian prior and likelihood they tend to
   the posterior under the *squared* likelihood). `ExpectedGuide` is the correction.
+- `Unguided` leaves everything to the weights, and needs no derivative of the likelihood.
 
 A value travels as a stack `(num_problems, num_copies, *event_shape)` (see `likelihood`),
 and a log likelihood maps a stack to one number per problem.
@@ -46,6 +47,7 @@ from numpyro_diffusion.guidance.perturbation import (
     Product,
     TemperedGuide,
 )
+from numpyro_diffusion.guidance.unguided import Unguided
 
 __all__ = [
     "AbstractCovariance",
@@ -61,6 +63,7 @@ __all__ = [
     "TemperedGuide",
     "TiltedStep",
     "Tweedie",
+    "Unguided",
     "draw_stack",
     "guided_sample",
     "over_stack",

@@ -9,23 +9,15 @@ Source: Andrieu, Doucet and Holenstein 2010, doi:10.1111/j.1467-9868.2009.00736.
 section 4.5.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpyro.distributions as dist
-from jaxtyping import Array, Bool, Float, Num, PyTree
+from jaxtyping import Array, Bool, Float, Num
 
-from numpyro_diffusion.guidance import (
-    AbstractGuidance,
-    LogLikelihood,
-    draw_stack,
-    over_stack,
-)
-from numpyro_diffusion.infer.particles import (
-    conditional_ancestors,
-    effective_sample_size,
-)
+from numpyro_diffusion.guidance import AbstractGuidance, LogLikelihood
+from numpyro_diffusion.infer.particles import effective_sample_size
+from numpyro_diffusion.infer.smc import Particles, ParticleSweep
 from numpyro_diffusion.reverse import AbstractReverse
 
 __all__ = ["ConditionalDraw", "conditional_smc"]
@@ -72,76 +64,30 @@ def conditional_smc(
         The new trajectory.
     """
     start_key, steps_key, choice_key = jax.random.split(key, 3)
-    num_problems = path.shape[1]
-    # To a guidance, particles are further problems.
-    shape = (num_particles * num_problems, *path.shape[2:])
-    by_particle = lambda leaf: leaf.reshape(num_particles, -1, *leaf.shape[1:])
-    likelihoods = lambda stack: jax.vmap(log_likelihood)(by_particle(stack)).reshape(-1)
+    sweep = ParticleSweep(
+        reverse,
+        guidance,
+        lambda stack, _: log_likelihood(stack),
+        num_particles,
+        resample_below,
+    )
+    start = sweep.start(start_key, path.shape[1:], reference=path[-1])
 
-    def draw(key: Array, laws: dist.Distribution, reference: Array) -> Array:
-        """One draw per particle, the reference in place of particle 0."""
-        draws = draw_stack(key, laws, shape).astype(reference.dtype)
-        return draws.at[:num_problems].set(reference)
-
-    law, proposal = guidance.start(reverse, likelihoods, shape)
-    x = draw(start_key, proposal, path[-1])
-    log_weights = by_particle(_log_ratio(law, proposal, x))
-
-    def step(carry: tuple[Array, Array], inputs: tuple) -> tuple[tuple, tuple]:
-        x_t, log_weights = carry
+    def step(particles: Particles, inputs: tuple) -> tuple[Particles, tuple]:
         t, s, reference, key = inputs
-        resample_key, draw_key = jax.random.split(key)
-        tilted = guidance.step(reverse, likelihoods, x_t, t, s)
-        log_weights = log_weights + by_particle(tilted.log_twist)
-        ancestors, log_weights = _resampled(resample_key, log_weights, resample_below)
-        tilted = _select(tilted, ancestors)
-        x_s = draw(draw_key, tilted.proposal, reference)
-        ratio = _log_ratio(tilted.law, tilted.proposal, x_s)
-        log_weights += by_particle(ratio - tilted.log_twist)
-        return (x_s, log_weights), (by_particle(x_s), ancestors)
+        particles, record = sweep.step(particles, key, t, s, reference)
+        return particles, (sweep.stacks(particles), record.ancestors)
 
     keys = jax.random.split(steps_key, len(grid) - 1)
     inputs = (grid[1:], grid[:-1], path[:-1], keys)
-    (x0, log_weights), (levels, ancestors) = jax.lax.scan(
-        step, (x, log_weights), inputs, reverse=True
-    )
-    log_weights = log_weights + by_particle(likelihoods(x0))
+    end, (levels, ancestors) = jax.lax.scan(step, start, inputs, reverse=True)
+    log_weights = sweep.finish(end).log_weights
     chosen = jax.random.categorical(choice_key, log_weights, axis=0)
     return ConditionalDraw(
-        _traced_back(levels, ancestors, by_particle(x), chosen),
+        _traced_back(levels, ancestors, sweep.stacks(start), chosen),
         chosen != 0,
         jax.vmap(effective_sample_size, 1)(log_weights),
     )
-
-
-def _log_ratio(law: Any, proposal: Any, x: Array) -> Float[Array, " num_P"]:
-    """Log density of a stack under the first law minus that under the second."""
-    ratio = lambda law, proposal, x: law.log_prob(x) - proposal.log_prob(x)
-    return jnp.sum(over_stack(ratio)(law, proposal, x), axis=1)
-
-
-def _resampled(key: Array, log_weights: Array, below: float) -> tuple[Array, Array]:
-    """Ancestors and new log weights of every problem, resampled where needed."""
-    num = len(log_weights)
-
-    def one(key: Array, log_weights: Array) -> tuple[Array, Array]:
-        needed = effective_sample_size(log_weights) < below * num
-        ancestors = conditional_ancestors(key, log_weights)
-        level = jax.nn.logsumexp(log_weights) - jnp.log(num)
-        return (
-            jnp.where(needed, ancestors, jnp.arange(num)),
-            jnp.where(needed, level, log_weights),
-        )
-
-    keys = jax.random.split(key, log_weights.shape[1])
-    return jax.vmap(one, (0, 1), 1)(keys, log_weights)
-
-
-def _select(particles: PyTree, ancestors: Array) -> PyTree:
-    """The ancestors' rows of a tree whose leaves start with num * P rows."""
-    num_problems = ancestors.shape[1]
-    rows = (ancestors * num_problems + jnp.arange(num_problems)[None, :]).reshape(-1)
-    return jax.tree.map(lambda leaf: leaf[rows], particles)
 
 
 def _traced_back(levels: Array, ancestors: Array, x_T: Array, chosen: Array) -> Array:

@@ -15,8 +15,9 @@ from reference import gaussian_posterior, mean_z_scores
 
 import numpyro_diffusion as nd
 
-# The package exports the function under the module's name.
-smc_room = importlib.import_module("numpyro_diffusion.infer.conditional_smc")
+# The package exports a function under the second module's name.
+smc_room = importlib.import_module("numpyro_diffusion.infer.smc")
+conditional_room = importlib.import_module("numpyro_diffusion.infer.conditional_smc")
 FORWARD = nd.GaussianForward(nd.schedules.cosine())
 MEAN = jnp.array([1.0, -0.5])
 COVARIANCE = jnp.array([[1.0, 0.6], [0.6, 0.8]])
@@ -92,7 +93,7 @@ def test_control_a_kernel_that_always_moves_is_rejected(monkeypatch):
     """The control: never keep the current trajectory."""
     choose = jax.random.categorical
     monkeypatch.setattr(
-        smc_room.jax.random,
+        conditional_room.jax.random,
         "categorical",
         lambda key, weights, axis=-1: (
             choose(key, weights, axis=axis)

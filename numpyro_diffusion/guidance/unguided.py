@@ -1,0 +1,61 @@
+"""The prior's own chain, for likelihoods without derivatives, and as a control."""
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jaxtyping import Array, Num
+
+from numpyro_diffusion.forward import BernoulliForward
+from numpyro_diffusion.guidance.base import (
+    AbstractGuidance,
+    LogLikelihood,
+    TiltedStep,
+    Time,
+    step_stack,
+    terminal_stack,
+)
+from numpyro_diffusion.reverse import AbstractReverse
+
+__all__ = ["Unguided"]
+
+
+class Unguided(AbstractGuidance):
+    r"""Propose from the prior; the data speak through the weights alone.
+
+    The likelihood is evaluated at the denoised event and never differentiated, so that
+    it may be of any kind, discontinuous ones included. Weights pay for it: this takes
+    many more particles than guidance, and drawn without weights it gives the prior.
+
+    Attributes:
+        power: The twist is $\log \psi_t = \bar\alpha(t)^{power} \log p(y | \hat x_0)$ (for
+            bits at their likelier values): 0 at the noise, the likelihood at the data.
+            None for no twist before the data, as a likelihood needs that can be exactly
+            zero: a twist of zero would kill particles that may still come right.
+    """
+
+    power: float | None = eqx.field(static=True, default=1.0)
+
+    def start(
+        self,
+        reverse: AbstractReverse,
+        log_likelihood: LogLikelihood,
+        shape: tuple[int, ...],
+    ) -> tuple[dist.Distribution, dist.Distribution]:
+        law = terminal_stack(reverse, shape)
+        return law, law
+
+    def step(
+        self,
+        reverse: AbstractReverse,
+        log_likelihood: LogLikelihood,
+        x_t: Num[Array, "P C *event"],
+        t: Time,
+        s: Time,
+    ) -> TiltedStep:
+        x0_hat, law = step_stack(reverse, x_t, t, s)
+        if self.power is None:
+            return TiltedStep(law, law, jnp.zeros(len(x_t)))
+        if isinstance(reverse.forward, BernoulliForward):
+            x0_hat = (x0_hat > 0.5).astype(int)
+        trust = reverse.forward.schedule.alpha_bar(t) ** self.power
+        return TiltedStep(law, law, trust * log_likelihood(x0_hat))
