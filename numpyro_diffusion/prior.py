@@ -5,6 +5,7 @@ flow. Inference kernels of this library use neither: they run the same reverse c
 tilted by the likelihood.
 """
 
+import math
 from typing import Any
 
 import equinox as eqx
@@ -124,9 +125,10 @@ class DiffusionPrior(dist.Distribution):
         self, key: Array | None, sample_shape: tuple[int, ...] = ()
     ) -> Num[Array, "..."]:
         """Draw events, shape `sample_shape + event_shape`."""
-        shape = tuple(sample_shape)
-        keys = jax.random.split(jnp.asarray(key), shape)
-        return _sample(self._arrays, self._static, keys, self.event_shape, self.grid)
+        key, shape = jnp.asarray(key), tuple(sample_shape)
+        return _sample(
+            self._arrays, self._static, key, shape, self.event_shape, self.num_steps
+        )
 
     @validate_sample
     def log_prob(self, value: Array, intermediates: Any = None) -> Float[Array, "..."]:
@@ -172,17 +174,17 @@ class DiffusionPrior(dist.Distribution):
 def _sample(
     arrays: Any,
     static: Any,
-    keys: Array,
+    key: Array,
+    sample_shape: tuple[int, ...],
     event_shape: tuple[int, ...],
-    grid: Float[Array, " num_times"],
+    num_steps: int,
 ) -> Num[Array, "..."]:
-    reverse = eqx.combine(arrays, static)
-    batch_shape = keys.shape if _is_typed(keys) else keys.shape[:-1]
-    flat_keys = keys.reshape(-1, *keys.shape[len(batch_shape) :])
-    draws = jax.vmap(lambda k: ancestral_sample(reverse, k, event_shape, grid))(
-        flat_keys
-    )
-    return draws.reshape(batch_shape + event_shape)
+    # Keys and grid are made in here: called from Python one by one, the operations that
+    # make them took half a millisecond.
+    reverse, grid = eqx.combine(arrays, static), uniform_grid(num_steps)
+    keys = jax.random.split(key, math.prod(sample_shape))
+    draws = jax.vmap(lambda k: ancestral_sample(reverse, k, event_shape, grid))(keys)
+    return draws.reshape(sample_shape + event_shape)
 
 
 @eqx.filter_jit
@@ -193,11 +195,6 @@ def _log_prob(
     batch_shape = value.shape[: value.ndim - event_ndim]
     events = value.reshape(-1, *value.shape[len(batch_shape) :])
     return jax.vmap(lambda x: flow.log_prob(reverse, x))(events).reshape(batch_shape)
-
-
-def _is_typed(keys: Array) -> bool:
-    """Whether keys are of JAX's key type; NumPyro's Predictive hands out raw ones."""
-    return jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
 
 
 def _checked_shape(event_shape: Any) -> tuple[int, ...]:

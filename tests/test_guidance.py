@@ -14,7 +14,7 @@ from numpyro_diffusion import DataPrediction, DenoisingReverse, GaussianForward
 from numpyro_diffusion import guidance as g
 from numpyro_diffusion.analytic import BinaryPatternsReverse, GaussianReverse
 from numpyro_diffusion.forward import BernoulliForward
-from numpyro_diffusion.guidance.base import tilted_bits
+from numpyro_diffusion.guidance.base import over_stack, tilted_bits
 from numpyro_diffusion.reverse import DenoisingError
 from numpyro_diffusion.schedules import AbstractSchedule, cosine, signal_linear
 
@@ -339,3 +339,15 @@ def test_single_precision():
         mean = np.asarray(mean)
     exact, _ = exact_condition(gaussian(), jnp.array([0.3, -0.2, 1.0]), 0.5)
     np.testing.assert_allclose(mean[0, 0], exact, atol=2e-3)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3)])
+def test_over_stack_is_a_loop_over_events(shape):
+    reverse, x = gaussian(), jr.normal(jr.key(0), (*shape, 3))
+    laws = over_stack(lambda x: reverse.transition(x, 0.5, 0.4))(x)
+    values = over_stack(lambda law, x: law.log_prob(x))(laws, x)
+    naive = [
+        [reverse.transition(e, 0.5, 0.4).log_prob(e) for e in problem] for problem in x
+    ]
+    np.testing.assert_allclose(values, np.array(naive), rtol=1e-12)
+    assert over_stack(lambda law: law.mean)(laws).shape == x.shape

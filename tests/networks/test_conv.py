@@ -93,6 +93,30 @@ def test_only_the_branch_of_the_platform_is_compiled():
     assert "tensor<4x4x18x" not in text.as_text()  # no patches there
 
 
+def test_on_a_cpu_only_plain_calls_are_convolutions():
+    x, weight, _ = arrays((4, 4, 2, 2, 3))
+    has_convolution = lambda f: (
+        "stablehlo.convolution"
+        in jax.jit(f).trace(x, weight).lower(lowering_platforms=("cpu",)).as_text()
+    )
+    assert has_convolution(convolve)
+    loss = lambda x, weight: jnp.sum(convolve(x, weight) ** 2)
+    for argnums in (0, 1, (0, 1)):
+        assert not has_convolution(jax.grad(loss, argnums))
+    along = lambda x, weight: jax.jvp(lambda x: convolve(x, weight), (x,), (x,))
+    assert not has_convolution(along)
+    # One product with patches for the value and one for its tangent: none for zeros.
+    text = jax.jit(along).trace(x, weight).lower(lowering_platforms=("cpu",)).as_text()
+    assert text.count("stablehlo.dot_general") == 2
+
+
+def test_gradients_in_both_arguments_are_those_of_lax():
+    x, weight, cotangent = arrays((5, 4, 2, 3, 3))
+    pull = lambda conv: jit(lambda x, w: jax.vjp(conv, x, w)[1](cotangent))(x, weight)
+    for mine, theirs in zip(pull(convolve), pull(conv_lax), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-12)
+
+
 def test_inside_moves_with_the_image(getkey):
     conv = Conv(2, 3, key=getkey())
     x = jr.normal(getkey(), (9, 9, 2))
