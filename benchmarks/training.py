@@ -54,8 +54,9 @@ def fit_steps(network, data, batch_size, num_steps, optimizer):
     """The steps of `fit`, compiled once as `fit` does, without its checks and bar."""
     forward = nd.GaussianForward(nd.schedules.cosine())
     reverse = nd.DenoisingReverse(forward, network)
-    params, static = eqx.partition(network, eqx.is_inexact_array)
-    advance = training._compiled_steps(reverse, static, optimizer, 0.999, num_steps)
+    objective = nd.DenoisingLoss()
+    params, static = eqx.partition(reverse, objective.trainable(reverse))
+    advance = training._compiled_steps(static, objective, optimizer, 0.999, num_steps)
     state = training._State(params, params, optimizer.init(params))
     key = jax.random.key(1)
     rows = training._batch_indices(key, 0, num_steps, batch_size, len(data))
