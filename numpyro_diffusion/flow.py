@@ -34,7 +34,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
 from numpyro_diffusion.forward import GaussianForward
-from numpyro_diffusion.reverse import AbstractReverse
+from numpyro_diffusion.reverse import AbstractReverse, as_float
 
 __all__ = ["ProbabilityFlow"]
 
@@ -111,7 +111,8 @@ class ProbabilityFlow(eqx.Module):
     ) -> Float[Array, "*event"]:
         """Carry noise z ~ N(0, I) to data, one event."""
         velocity = self._velocity(reverse)
-        return self.data_scale * self._solve(reverse, velocity, z, to_data=True)
+        u = self._solve(reverse, velocity, as_float(z), to_data=True)
+        return self.data_scale * u
 
     def encode(
         self, reverse: AbstractReverse, x: Float[Array, "*event"]
@@ -126,7 +127,7 @@ class ProbabilityFlow(eqx.Module):
     ) -> Float[Array, ""]:
         """Log density of one event, in nats, in the units of `x`."""
         velocity = self._velocity(reverse)
-        directions, weight = self._directions(x)
+        directions, weight = self._directions(as_float(x))
 
         # Gradients recompute it: what its products hold for all steps at once would fill
         # the memory, and to fetch it takes longer than to compute it anew.
@@ -136,7 +137,8 @@ class ProbabilityFlow(eqx.Module):
             products = jax.vmap(lambda v: jnp.vdot(v, jvp(v)))(directions)
             return value, weight * jnp.sum(products)
 
-        start = (x / self.data_scale, jnp.zeros((), x.dtype))
+        u = x / self.data_scale
+        start = (u, jnp.zeros((), u.dtype))
         z, log_volume = self._solve(reverse, augmented, start, to_data=False)
         base = dist.Normal(jnp.zeros_like(z), 1.0).to_event(z.ndim)
         return base.log_prob(z) + log_volume - x.size * math.log(self.data_scale)
