@@ -1,5 +1,7 @@
+import itertools
 import math
 
+import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -83,6 +85,122 @@ def test_the_solver_is_of_fifth_order():
     orders = np.log2(np.array(errors[:-1]) / np.array(errors[1:]))
     assert orders[-1] > 4.3, (errors, orders)
     assert orders[-1] < 7.0, (errors, orders)
+
+
+@pytest.mark.parametrize(
+    ("solver", "order"),
+    [(diffrax.Heun(), 2), (diffrax.Bosh3(), 3)],
+    ids=["heun", "bosh"],
+)
+def test_a_solver_has_its_order_in_the_map(solver, order):
+    reverse, z = mixture(), jnp.array([0.4, -1.3])
+    exact = ProbabilityFlow(400).decode(reverse, z)
+    steps = (16, 32, 64) if order > 2 else (64, 128, 256)
+    errors = [
+        float(
+            jnp.max(
+                jnp.abs(ProbabilityFlow(n, solver=solver).decode(reverse, z) - exact)
+            )
+        )
+        for n in steps
+    ]
+    orders = np.log2(np.array(errors[:-1]) / np.array(errors[1:]))
+    np.testing.assert_allclose(orders[-1], order, atol=0.35, err_msg=str(errors))
+
+
+def test_heun_is_the_textbook_method():
+    """Against a loop in plain Python, over the equation of the module's docstring."""
+    reverse, z, n = mixture(), jnp.array([0.4, -1.3]), 7
+    angles = [1e-3 + (math.pi / 2 - 1e-3) * (k / n) ** 2 for k in range(n, -1, -1)]
+
+    def slope(x, angle):
+        x0_hat = reverse.denoise(x, 2.0 * angle / math.pi)
+        return (math.cos(angle) * x - x0_hat) / math.sin(angle)
+
+    x = z
+    for start, end in itertools.pairwise(angles):
+        first = slope(x, start)
+        second = slope(x + (end - start) * first, end)
+        x = x + (end - start) * (first + second) / 2.0
+    got = ProbabilityFlow(n, solver=diffrax.Heun()).decode(reverse, z)
+    np.testing.assert_allclose(got, x, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("solver", "calls"),
+    [(diffrax.Heun(), 2), (diffrax.Bosh3(), 3), (diffrax.Tsit5(), 6)],
+    ids=["heun", "bosh", "tsit"],
+)
+def test_network_calls_of_a_step(solver, calls):
+    seen = []
+
+    def network(x, t):
+        jax.debug.callback(lambda: seen.append(0))
+        return 0.1 * x
+
+    reverse = DenoisingReverse(GaussianForward(cosine()), network)
+    ProbabilityFlow(5, solver=solver).decode(reverse, jnp.ones(2))
+    jax.effects_barrier()
+    assert len(seen) == 5 * calls
+
+
+def scaled_mixture(scale):
+    return MixtureReverse(
+        GaussianForward(cosine()),
+        jnp.array([0.3, 0.7]),
+        scale * jnp.array([[-0.9, 0.2], [0.7, -0.4]]),
+        scale * jnp.array([[0.4, 0.3], [0.3, 0.6]]),
+    )
+
+
+@pytest.mark.parametrize("scale", [1e-2, 10.0])
+def test_data_scale_solves_the_flow_of_standardised_data(scale):
+    """The same noise goes to the same place but for the units, to rounding."""
+    reverse, z = scaled_mixture(scale), jnp.array([0.4, -1.3])
+    plain = ProbabilityFlow(6, solver=diffrax.Heun())
+    flow = ProbabilityFlow(6, solver=diffrax.Heun(), data_scale=scale)
+    x, twin = flow.decode(reverse, z), plain.decode(mixture(), z)
+    np.testing.assert_allclose(x, scale * twin, rtol=1e-11)
+    back = flow.encode(reverse, x)
+    np.testing.assert_allclose(back, plain.encode(mixture(), twin), rtol=1e-9)
+    density = log_prob(flow, reverse, x)
+    expected = log_prob(plain, mixture(), twin) - 2 * np.log(scale)
+    np.testing.assert_allclose(density, expected, rtol=1e-10)
+    # control: without it, the grid is not where these data need it
+    naive = plain.decode(reverse, z)
+    assert jnp.max(jnp.abs(naive - x)) > 1e-3 * scale
+
+
+def test_data_scale_of_a_schedule_that_ends_short_of_noise():
+    """The geometric schedule keeps 1e-2 of data with scale 100: their own variance."""
+    schedule, z = geometric(), jnp.array([0.3, -1.2])
+    mean, covariance = (
+        jnp.array([50.0, -80.0]),
+        1e4 * jnp.array([[1.2, 0.5], [0.5, 0.8]]),
+    )
+    reverse = GaussianReverse(GaussianForward(schedule), mean, covariance)
+    flow = ProbabilityFlow(800, solver=diffrax.Heun(), data_scale=100.0)
+    x = flow.decode(reverse, z)
+    # the flow of a Gaussian carries standard scores in the eigenbasis of its covariance
+    last = reverse.marginal(1.0)
+    assert float(last.covariance_matrix[0, 0]) > 1.5  # far from unit noise itself
+    start = z * np.sqrt(1.0 + schedule.alpha_bar(1.0) * (1e4 - 1.0))
+    basis = reverse.eigenvectors
+    at_noise = jnp.sqrt(
+        schedule.alpha_bar(1.0) * reverse.eigenvalues + schedule.noise(1.0)
+    )
+    scores = basis.T @ (start - last.mean) / at_noise
+    expected = mean + basis @ (jnp.sqrt(reverse.eigenvalues) * scores)
+    np.testing.assert_allclose(x, expected, rtol=1e-5)
+
+
+def test_single_precision_stays_single():
+    x = jnp.ones(2, jnp.float32)
+    network = lambda x, t: 0.1 * x
+    reverse = DenoisingReverse(GaussianForward(cosine()), network)
+    flow = ProbabilityFlow(3, solver=diffrax.Heun(), data_scale=2.0)
+    for value in (flow.decode(reverse, x), flow.encode(reverse, x)):
+        assert value.dtype == jnp.float32
 
 
 def test_the_data_end_is_of_second_order_in_the_angle():
@@ -198,8 +316,16 @@ def test_bits_have_no_flow(method):
         ({"angle_min": 0.0}, "angle_min must lie in"),
         ({"angle_min": 1.6}, "angle_min must lie in"),
         ({"num_probes": 0}, "num_probes must be positive or None"),
+        ({"data_scale": 0.0}, "data_scale must be positive and finite"),
+        ({"data_scale": math.inf}, "data_scale must be positive and finite"),
     ],
 )
 def test_flow_refuses(settings, message):
     with pytest.raises(ValueError, match=message):
         ProbabilityFlow(**settings)
+
+
+@pytest.mark.parametrize("solver", ["heun", diffrax.Kvaerno3(), diffrax.Heun])
+def test_flow_refuses_a_solver_that_is_no_explicit_runge_kutta_method(solver):
+    with pytest.raises(TypeError, match="solver"):
+        ProbabilityFlow(solver=solver)

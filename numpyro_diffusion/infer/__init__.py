@@ -1,6 +1,7 @@
-"""Inference: blocks for `numpyro.infer.Gibbs` and `MCMC`, and SMC with the evidence."""
+"""Inference: kernels for `numpyro.infer.Gibbs` and `MCMC`, SMC, and reparameterisation."""
 
 from numpyro_diffusion.infer.conditional_smc import conditional_smc
+from numpyro_diffusion.infer.flow_reparam import FlowReparam, reparam_diffusion
 from numpyro_diffusion.infer.particle_gibbs import ParticleGibbs, ParticleGibbsState
 from numpyro_diffusion.infer.path_refresh import refresh_path
 from numpyro_diffusion.infer.smc import ParticleSweep
@@ -11,6 +12,7 @@ from numpyro_diffusion.infer.twisted_smc import (
 )
 
 __all__ = [
+    "FlowReparam",
     "ParticleGibbs",
     "ParticleGibbsState",
     "ParticleSweep",
@@ -18,5 +20,6 @@ __all__ = [
     "TwistedSMCPosterior",
     "conditional_smc",
     "refresh_path",
+    "reparam_diffusion",
     "twisted_smc",
 ]

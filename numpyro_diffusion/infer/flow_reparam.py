@@ -1,0 +1,267 @@
+r"""Noise in place of data: a diffusion site as a deterministic map of Gaussian latents.
+
+The probability flow $G$ carries $z \sim N(0, I)$ to the data law. A model whose site
+$x \sim p$ is replaced by
+
+$$z \sim N(0, I), \qquad x = G(z)$$
+
+has the same posterior, and its density costs nothing but the map: no divergence, no
+density of the prior. Its geometry is that of a unit Gaussian wherever the data say
+little, which is what NUTS and Gaussian guides like.
+
+$G$ is solved in a fixed number of steps. The samplers are exact for the law that this
+map pushes the noise to, so that its solver's error is the error of the prior.
+
+Source: the non-centred form of Papaspiliopoulos et al. 2007, Statistical Science 22(1);
+with a flow between noise and data, Hoffman et al. 2019, arXiv:1903.03704.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+from numpyro import handlers
+from numpyro.distributions import biject_to
+from numpyro.distributions.distribution import MaskedDistribution
+from numpyro.infer.reparam import Reparam
+
+from numpyro_diffusion.flow import ProbabilityFlow
+from numpyro_diffusion.likelihood import unwrapped
+from numpyro_diffusion.prior import DiffusionPrior
+from numpyro_diffusion.sites import traced
+
+__all__ = ["FlowReparam", "reparam_diffusion"]
+
+
+class FlowReparam(Reparam):
+    """Replace a diffusion site `x` by noise `x_base` and the flow's map of it.
+
+    For `numpyro.handlers.reparam`, under `MCMC`, `SVI` with any guide, and `Predictive`.
+    The latent `x_base ~ Normal(0, 1)` has the shape of `x`; `x` becomes a deterministic
+    site. `reparam_diffusion` applies it to all diffusion sites of a model.
+
+    A flow is smooth and one to one, but its inverse can stretch the valleys between
+    modes over a wide range of noise: chains rarely cross between modes that are far
+    apart. Start them at draws of a sampler that finds the modes: see `encode`.
+
+    Args:
+        num_steps: Steps of the map.
+        solver: Any explicit Runge-Kutta method of diffrax; by default Heun's, with two
+            network calls a step. `diffrax.Bosh3()` makes three.
+
+    The other settings of the flow are those of the site's prior, `prior.flow`.
+
+    Raises:
+        ValueError: `num_steps` is not positive; when the model runs, the site is
+            observed, or has a value already, or its prior is masked.
+        TypeError: `solver` is not an explicit Runge-Kutta method; when the model runs,
+            the site's prior is not a `DiffusionPrior` over real numbers.
+
+    **Error:** that of the map: second order in the step for Heun's method. For eight
+    dimensions and 25 modes, each a tenth as wide as the whole, the sliced Wasserstein
+    distance between map and prior is 0.9 %, 0.3 % and 0.07 % of the prior's standard
+    deviation with 10, 20 and 40 steps (`diffrax.Bosh3()` with 13 steps, at the cost of
+    20 of Heun's: 0.03 %). Gradients keep what the network computes at all steps in
+    memory.
+
+    **Limits:** `Predictive` with values of `x` does not use them; give it `x_base`. For
+    the same reason, outer handlers cannot condition on `x`. Under `scale` the density of
+    `x_base` is raised to a power, which is not the same as doing so with that of `x`.
+
+    **Example:**
+        ```python
+        reparam = nd.infer.FlowReparam(num_steps=20)
+        flow_model = nd.infer.reparam_diffusion(model, reparam)
+        draws = Predictive(nd.handlers.guide(model), num_samples=4)(key, y=y)
+        draws = {name: draws[name] for name in ("x", "sigma")}
+        starts = jax.vmap(lambda draw: reparam.encode(model, draw, y=y))(draws)
+        mcmc = MCMC(NUTS(flow_model), num_warmup=500, num_samples=500, num_chains=4)
+        mcmc.run(key, y=y, init_params=starts)
+        ```
+    """
+
+    def __init__(
+        self, num_steps: int = 20, *, solver: diffrax.AbstractERK | None = None
+    ) -> None:
+        if not isinstance(num_steps, int) or num_steps < 1:
+            raise ValueError(
+                f"FlowReparam: num_steps must be a positive integer, got {num_steps!r}."
+            )
+        if solver is not None and not isinstance(solver, diffrax.AbstractERK):
+            raise TypeError(
+                "FlowReparam: solver must be an explicit Runge-Kutta method of diffrax, "
+                f"as diffrax.Heun(), got {solver!r}."
+            )
+        self.num_steps = num_steps
+        self.solver = diffrax.Heun() if solver is None else solver
+
+    def __call__(
+        self, name: str, fn: dist.Distribution, obs: Array | None
+    ) -> tuple[None, Float[Array, "..."]]:
+        """As NumPyro's `reparam` handler calls it: the site becomes deterministic."""
+        if obs is not None:
+            raise ValueError(
+                f"FlowReparam: {name!r} must be latent, but it is observed or has a "
+                f"value already; condition on {name + '_base'!r} instead, or leave an "
+                "observed site as it is."
+            )
+        base, expand_shape, event_dim = self._unwrap(fn)
+        prior = _checked_prior(name, base)
+        noise = dist.Normal(0.0, 1.0).expand(prior.event_shape).to_event()
+        z = numpyro.sample(f"{name}_base", self._wrap(noise, expand_shape, event_dim))
+        return None, self.decode(prior, jnp.asarray(z))
+
+    def decode(
+        self, prior: DiffusionPrior, z: Float[Array, "..."]
+    ) -> Float[Array, "..."]:
+        """Carry noise to values of the site, each of shape `prior.event_shape`.
+
+        Args:
+            prior: The site's prior.
+            z: Noise, shape `(*batch, *event)`.
+        """
+        return _decode(prior, self._flow(prior), z)
+
+    def encode(
+        self, model: Callable, draw: Mapping[str, ArrayLike], *args: Any, **kwargs: Any
+    ) -> dict[str, Array]:
+        """Where NUTS has to start in order to start at a given draw.
+
+        Args:
+            model: The NumPyro model, before its reparameterisation.
+            draw: Values of all its latents, one of each: a draw of `handlers.guide`, of
+                `ParticleGibbs`, or a guess. Other names in it are ignored. For several
+                chains, `jax.vmap` this function over stacked draws.
+            *args: Positional arguments of the model.
+            **kwargs: Keyword arguments of the model.
+
+        Returns:
+            `init_params` for `MCMC.run` with the reparametrised model: `x_base` for each
+            diffusion site `x`, and unconstrained values of all other latents (but for
+            discrete ones, which NUTS does not move).
+
+        Raises:
+            ValueError: A latent has no value in `draw`.
+
+        **Error:** `decode` of the result comes back to the draw to third order in the
+        step for Heun's method; 2e-4 for a unit Gaussian with 20 steps.
+        """
+        latents = _latents(traced(model, args, kwargs, {}))
+        missing = [name for name in latents if name not in draw]
+        if missing:
+            raise ValueError(
+                "FlowReparam.encode: every latent of the model (taken before "
+                f"reparameterisation) must have a value, got none for {missing}."
+            )
+        values = {name: jnp.asarray(draw[name]) for name in latents}
+        sites = _latents(traced(model, args, kwargs, values))
+        starts = {}
+        for name, site in sites.items():
+            prior = unwrapped(site["fn"])
+            if _has_flow(prior):
+                starts[f"{name}_base"] = _encode(prior, self._flow(prior), values[name])
+            elif not site["fn"].support.is_discrete:
+                starts[name] = biject_to(site["fn"].support).inv(values[name])
+        return starts
+
+    def _flow(self, prior: DiffusionPrior) -> ProbabilityFlow:
+        return dataclasses.replace(
+            prior.flow, num_steps=self.num_steps, solver=self.solver
+        )
+
+
+def reparam_diffusion(model: Callable, reparam: FlowReparam | None = None) -> Callable:
+    """Reparametrise all latent diffusion sites of a model, whatever wraps their priors.
+
+    A callable `config` of `numpyro.handlers.reparam` that asks for `isinstance(site["fn"],
+    DiffusionPrior)` misses sites in plates, whose distributions are expanded.
+
+    Args:
+        model: A NumPyro model.
+        reparam: How; by default `FlowReparam()`.
+
+    Returns:
+        A model with the same signature, in which each diffusion site `x` is
+        deterministic beside its noise `x_base`. Observed sites and those over bits, which
+        have no flow, stay as they are. For blocks of `numpyro.infer.Gibbs`, build all of
+        them on this one object.
+
+    Raises:
+        ValueError: When run: a diffusion site's prior is masked, or the site has a value
+            without being observed.
+    """
+    reparam = FlowReparam() if reparam is None else reparam
+
+    def config(site: dict[str, Any]) -> FlowReparam | None:
+        is_ours = _has_flow(unwrapped(site["fn"])) and not site["is_observed"]
+        return reparam if is_ours else None
+
+    return handlers.reparam(model, config=config)
+
+
+def _has_flow(prior: Any) -> bool:
+    return isinstance(prior, DiffusionPrior) and prior.is_continuous
+
+
+def _checked_prior(name: str, prior: Any) -> DiffusionPrior:
+    is_masked = isinstance(prior, MaskedDistribution)
+    if is_masked:
+        raise ValueError(
+            f"FlowReparam: the prior of {name!r} must not be masked, neither by a user "
+            "nor by handlers.diffusion_sites; mask the likelihood (`handlers.mask` or "
+            "`.mask` on the observed site) instead."
+        )
+    if not isinstance(prior, DiffusionPrior):
+        raise TypeError(
+            f"FlowReparam: the prior of {name!r} must be a DiffusionPrior, got "
+            f"{type(prior).__name__}."
+        )
+    if not prior.is_continuous:
+        raise TypeError(
+            f"FlowReparam: the prior of {name!r} must be over real numbers, got bits, "
+            "which have no probability flow; use infer.ParticleGibbs."
+        )
+    return prior
+
+
+def _latents(sites: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: site
+        for name, site in sites.items()
+        if site["type"] == "sample" and not site["is_observed"]
+    }
+
+
+# Compiled once per shape for all priors of one structure: NumPyro often runs a model
+# eagerly, where a scan would compile anew at every call.
+
+
+@eqx.filter_jit
+def _decode(
+    prior: DiffusionPrior, flow: ProbabilityFlow, z: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    reverse = prior.reverse
+    return _mapped(lambda z: flow.decode(reverse, z), z, prior.event_shape)
+
+
+@eqx.filter_jit
+def _encode(
+    prior: DiffusionPrior, flow: ProbabilityFlow, x: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    reverse = prior.reverse
+    return _mapped(lambda x: flow.encode(reverse, x), x, prior.event_shape)
+
+
+def _mapped(
+    one: Callable, values: Float[Array, "..."], event_shape: tuple[int, ...]
+) -> Float[Array, "..."]:
+    events = values.reshape(-1, *event_shape)
+    return jax.vmap(one)(events).reshape(values.shape)
