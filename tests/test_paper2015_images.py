@@ -43,7 +43,7 @@ def results(folder):
 @pytest.mark.parametrize(
     ("name", "record"),
     [
-        pytest.param("digits", "digits", id="digits"),
+        pytest.param("digits", "digits", id="digits", marks=pytest.mark.slow),
         pytest.param("dead_leaves", "dead_leaves", id="leaves", marks=pytest.mark.slow),
         pytest.param("textures", "texture_gravel", id="gravel", marks=pytest.mark.slow),
     ],
@@ -74,9 +74,8 @@ def test_a_network_is_kept_for_its_setting_only(script, tmp_path):
     assert (tmp_path / "kept.nd").stat().st_mtime_ns > written
 
 
-@pytest.mark.parametrize(
-    "data", ["mnist", pytest.param("cifar10", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("data", ["mnist", "cifar10"])
 def test_mnist_cifar10(script, tmp_path, data):
     script("mnist_cifar10").main(quick=True, out=tmp_path, data=data)
     rows = results(tmp_path)[data]
@@ -145,6 +144,7 @@ def test_gaussian_rival_is_a_normal_law(script):
     assert np.mean(law.log_prob(more)) / np.log(2.0) < score - 10.0
 
 
+@pytest.mark.slow
 def test_gaussian(script, tmp_path):
     script("gaussian").main(quick=True, out=tmp_path)
     bounds = results(tmp_path)["gaussian"]

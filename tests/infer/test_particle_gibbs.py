@@ -65,7 +65,7 @@ def gaussian_z_scores(draws):
     ("num_particles", "guidance"),
     [
         (2, nd.guidance.MomentMatching()),
-        (8, nd.guidance.MomentMatching()),
+        pytest.param(8, nd.guidance.MomentMatching(), marks=pytest.mark.slow),
         (2, nd.guidance.MomentMatching(nd.guidance.Tweedie())),
         (32, nd.guidance.Product()),
     ],
@@ -183,6 +183,7 @@ def with_a_prior_that_depends_on(reverse):
     return model
 
 
+@pytest.mark.slow
 def test_a_prior_that_depends_on_another_latent():
     """mean ~ N(0.5, 1), x ~ N(mean, 0.8): unmarked, NUTS sees the prior's density."""
     reverse = nd.analytic.GaussianReverse(FORWARD, jnp.zeros(1), 0.8 * jnp.eye(1))

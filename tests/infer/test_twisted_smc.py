@@ -71,7 +71,7 @@ GUIDANCES = {
 @pytest.mark.parametrize(
     ("name", "below"),
     [
-        ("tweedie", 1.0),
+        pytest.param("tweedie", 1.0, marks=pytest.mark.slow),
         ("isotropic", 0.0),
         ("isotropic", 1.0),
         ("unguided", 0.5),
@@ -100,6 +100,7 @@ def test_controls_of_the_evidence(monkeypatch):
     assert abs(ratio_z_score(many_runs(ISOTROPIC, below=1.0))) > 8
 
 
+@pytest.mark.slow
 def test_the_twist_width_decides_the_spread_of_the_evidence():
     spread = {
         name: float(jnp.std(many_runs(GUIDANCES[name]).log_evidence))
