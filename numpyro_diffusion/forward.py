@@ -20,6 +20,7 @@ Source: Sohl-Dickstein et al. 2015, table App.1, with the base rate of appendix 
 import abc
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax.typing import ArrayLike
@@ -32,6 +33,7 @@ __all__ = [
     "AbstractForward",
     "BernoulliForward",
     "GaussianForward",
+    "bernoulli_of_log_odds",
     "factorised_bernoulli",
     "factorised_normal",
 ]
@@ -223,7 +225,14 @@ class BernoulliForward(AbstractForward):
         # certain p that q contradicts costs infinity.
         if isinstance(p, dist.MixtureSameFamily):
             raise NotImplementedError("no closed-form KL to a mixture")
-        q1, p1 = q.mean, p.mean
+        q1, base = q.mean, getattr(p, "base_dist", p)
+        if isinstance(base, dist.BernoulliLogits):
+            # Where p's probability has rounded to 0 or 1, its log-odds still know it.
+            logits = jnp.asarray(base.logits)
+            log_p1, log_p0 = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
+            cross = q1 * log_p1 + (1.0 - q1) * log_p0
+            return jnp.sum(_xlogx(q1) + _xlogx(1.0 - q1) - cross)
+        p1 = p.mean
         return jnp.sum(_xlogy_ratio(q1, p1) + _xlogy_ratio(1.0 - q1, 1.0 - p1))
 
     def evidence(
@@ -277,6 +286,20 @@ def factorised_normal(loc: Array, variance: ArrayLike) -> dist.Distribution:
 def factorised_bernoulli(probability: Array) -> dist.Distribution:
     """Independent bits, of the event shape of `probability`."""
     return dist.BernoulliProbs(probability).to_event(probability.ndim)
+
+
+def bernoulli_of_log_odds(logits: Array) -> dist.Distribution:
+    """Independent bits given by log-odds, of their shape.
+
+    Unlike probabilities these do not round to 1: in single precision the log-odds of a
+    probability end at 17.
+    """
+    return dist.BernoulliLogits(logits).to_event(logits.ndim)
+
+
+def _xlogx(q: Array) -> Array:
+    """`q log q`, 0 where q is 0, and with finite gradients there."""
+    return q * jnp.log(jnp.where(q > 0.0, q, 1.0))
 
 
 def _xlogy_ratio(q: Array, p: Array) -> Array:

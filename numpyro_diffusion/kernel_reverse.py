@@ -33,7 +33,7 @@ from numpyro_diffusion.forward import (
     AbstractForward,
     BernoulliForward,
     GaussianForward,
-    factorised_bernoulli,
+    bernoulli_of_log_odds,
     factorised_normal,
 )
 from numpyro_diffusion.reverse import (
@@ -166,7 +166,7 @@ class BitReadout(AbstractReadout):
         x_t: Float[Array, "*event"],
         beta: Float[Array, ""],
     ) -> dist.Distribution:
-        return factorised_bernoulli(jax.nn.sigmoid(coefficients + _logit(kernel.mean)))
+        return bernoulli_of_log_odds(coefficients + _logit(kernel.mean))
 
 
 class PlainBitReadout(AbstractReadout):
@@ -179,7 +179,7 @@ class PlainBitReadout(AbstractReadout):
         x_t: Float[Array, "*event"],
         beta: Float[Array, ""],
     ) -> dist.Distribution:
-        return factorised_bernoulli(jax.nn.sigmoid(coefficients))
+        return bernoulli_of_log_odds(coefficients)
 
 
 class KernelReverse(AbstractReverse):
@@ -274,6 +274,8 @@ class KernelReverse(AbstractReverse):
         x0_hat = self._denoised(learned, x_t, t, s)
         if self.learned_last_step:
             return ReverseStep(x0_hat, learned)
+        if isinstance(self.forward, BernoulliForward):
+            kernel = bernoulli_of_log_odds(_logit(kernel.mean))  # as `learned` is given
         is_last = jnp.asarray(t) < 1.5 / self.num_steps
         law = jax.tree.map(
             lambda fixed, free: jnp.where(is_last, fixed, free), kernel, learned

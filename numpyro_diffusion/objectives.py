@@ -52,7 +52,8 @@ class DenoisingLoss(AbstractObjective):
         time_key, noise_key = jax.random.split(key)
         num = len(x0)
         offset = jax.random.uniform(time_key, dtype=as_float(x0).dtype)
-        times = 1.0 - (jnp.arange(num) + offset) / num  # in (0, 1]
+        # In (0, 1], for 1 - offset is: the other way round rounding may give t = 0.
+        times = (jnp.arange(num) + (1.0 - offset)) / num
 
         def one(x0: Array, t: Array, key: Array) -> Array:
             x_t = jnp.asarray(reverse.forward.marginal(x0, t).sample(key))

@@ -9,6 +9,7 @@ import numpyro.distributions as dist
 import pytest
 
 from numpyro_diffusion import BernoulliForward, GaussianForward
+from numpyro_diffusion.forward import bernoulli_of_log_odds
 from numpyro_diffusion.schedules import cosine, geometric, signal_linear, uniform_grid
 
 SCHEDULES = {
@@ -313,6 +314,32 @@ def test_bit_kl_gradient_is_finite_with_certain_bits():
     kl = lambda p: forward.kl(q, dist.BernoulliProbs(p).to_event(1))
     gradient = jax.grad(kl)(jnp.array([0.2, 0.6, 0.5]))
     np.testing.assert_allclose(gradient, [1 / 0.8, -1 / 0.6, -0.8 + 1.2], rtol=1e-12)
+
+
+def test_bit_kl_of_log_odds():
+    forward = BernoulliForward(cosine())
+    q = dist.BernoulliProbs(jnp.array([0.0, 1.0, 0.4])).to_event(1)
+    logits = jnp.array([-0.5, 1.5, 0.2])
+    same = dist.BernoulliProbs(jax.nn.sigmoid(logits)).to_event(1)
+    law = bernoulli_of_log_odds(logits)
+    np.testing.assert_allclose(forward.kl(q, law), forward.kl(q, same), rtol=1e-12)
+    gradient = jax.grad(lambda z: forward.kl(q, bernoulli_of_log_odds(z)))(logits)
+    np.testing.assert_allclose(gradient, jax.nn.sigmoid(logits) - q.mean, rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64], ids=["f32", "f64"])
+def test_bit_kl_of_log_odds_survives_probabilities_that_round_to_one(dtype):
+    """-(1 - q) log P(0) with P(0) = exp(-z) to all digits: z / 2, less the entropy."""
+    forward, z = BernoulliForward(cosine()), 100.0
+    q = dist.BernoulliProbs(jnp.array([0.5, 0.5], dtype)).to_event(1)
+    logits = jnp.array([z, -z], dtype)
+    kl = forward.kl(q, bernoulli_of_log_odds(logits))
+    np.testing.assert_allclose(kl, z - 2 * np.log(2), rtol=1e-6)
+    gradient = jax.grad(lambda z: forward.kl(q, bernoulli_of_log_odds(z)))(logits)
+    np.testing.assert_allclose(gradient, [0.5, -0.5], rtol=1e-6)
+    # The control: as a probability it costs infinity.
+    rounded = dist.BernoulliProbs(jax.nn.sigmoid(logits)).to_event(1)
+    assert forward.kl(q, rounded) == np.inf
 
 
 def test_bit_kl_has_no_closed_form_to_a_mixture():

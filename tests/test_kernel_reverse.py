@@ -112,6 +112,28 @@ def test_readouts_are_their_formulas():
     np.testing.assert_allclose(around, jax.nn.sigmoid(z[0] + logit(kernel)), rtol=1e-12)
 
 
+@pytest.mark.parametrize("readout", [nd.BitReadout(), nd.PlainBitReadout()])
+def test_sure_bits_have_a_finite_loss_in_single_precision(readout):
+    """Near the data the log-odds of a kept bit are beyond the 17 of single precision."""
+    network = constant(jnp.array([30.0, -30.0, 30.0]))
+    reverse = nd.KernelReverse(BITS, network, 10, readout=readout)
+    x0, x_t = jnp.array([0.0, 1.0, 1.0]), jnp.array([1, 1, 1], jnp.float32)
+    t, s = jnp.float32(0.2), jnp.float32(0.1)
+    kl = step_kl(reverse, x0.astype(jnp.float32), x_t, t, s, jr.key(0))
+    expected = step_kl(reverse, x0, x_t.astype(float), 0.2, 0.1, jr.key(0))
+    assert np.isfinite(kl)
+    np.testing.assert_allclose(kl, expected, rtol=1e-5)
+
+
+def test_the_last_step_is_the_kernel_for_bits():
+    x = jnp.array([0, 1, 1])
+    reverse = nd.KernelReverse(BITS, constant(jnp.ones(3)), 10)
+    kernel = BITS.transition(x, 0.0, 0.1)
+    law = reverse.transition(x, 0.1, 0.0)
+    np.testing.assert_allclose(law.mean, kernel.mean, rtol=1e-12)
+    assert not np.allclose(reverse.transition(x, 0.2, 0.1).mean, kernel.mean)
+
+
 def test_the_last_step_is_the_kernel_unless_learned():
     z, x = jnp.ones((2, 3)), jnp.array([0.3, -1.0, 2.0])
     fixed = nd.KernelReverse(GAUSSIAN, constant(z), 10)

@@ -163,3 +163,22 @@ def test_the_networks_shape_is_checked():
     )
     with pytest.raises(ValueError, match=r"an array of shape \(2, 2\), got \(2,\)"):
         nd.fit(reverse, DATA, key=jr.key(0), num_steps=1, progress_bar=False)
+
+
+def test_denoising_times_are_positive_in_single_precision():
+    """An offset next to 1 must not be rounded to the data's time, where bits are sure.
+
+    Such offsets come once in 2^16 steps or so: the key is one that has it.
+    """
+    num = 512
+    offset = lambda key: jr.uniform(jr.split(key)[0], dtype=jnp.float32)
+    keys = jr.split(jr.key(0), 200_000)
+    offsets = jax.vmap(offset)(keys)
+    key = keys[jnp.argmax(offsets)]
+    # The control: subtracted from 1, this offset does give the time 0.
+    assert 1 - (num - 1 + offset(key)) / jnp.float32(num) == 0.0
+
+    bits = jnp.ones((num, 2), jnp.float32)
+    forward = nd.BernoulliForward(nd.schedules.signal_linear())
+    reverse = nd.DenoisingReverse(forward, lambda x, t: jnp.zeros_like(x))
+    assert np.isfinite(nd.DenoisingLoss().loss(reverse, bits, key))
