@@ -25,6 +25,7 @@ import os
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
+import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -503,5 +504,12 @@ _OWN_CLASSES: tuple[type, ...] = (
     UNet,
     VelocityPrediction,
 )
-for _own in _OWN_CLASSES:
-    register(_own)
+# Solvers that a prior's probability flow may hold.
+_SOLVERS: tuple[type, ...] = (
+    diffrax.Bosh3,
+    diffrax.Dopri5,
+    diffrax.Heun,
+    diffrax.Tsit5,
+)
+for _known in (*_OWN_CLASSES, *_SOLVERS):
+    register(_known)

@@ -9,6 +9,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 
+import numpyro_diffusion as nd
 from numpyro_diffusion import (
     BernoulliForward,
     DenoisingReverse,
@@ -329,3 +330,9 @@ def test_flow_refuses(settings, message):
 def test_flow_refuses_a_solver_that_is_no_explicit_runge_kutta_method(solver):
     with pytest.raises(TypeError, match="solver"):
         ProbabilityFlow(solver=solver)
+
+
+def test_a_flow_is_saved_with_its_solver(tmp_path):
+    flow = ProbabilityFlow(num_steps=9, solver=diffrax.Heun(), data_scale=2.0)
+    nd.save(tmp_path / "flow.nd", flow)
+    assert nd.load(tmp_path / "flow.nd") == flow
