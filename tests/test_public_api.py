@@ -26,6 +26,7 @@ NAMES = [
     "guidance.Tweedie",
     "handlers.diffusion_sites",
     "handlers.guide",
+    "infer.FlowReparam",
     "infer.ParticleGibbs",
     "infer.TwistedSMC",
     "networks.MLP",
