@@ -257,7 +257,7 @@ class TwistedSMCPosterior:
         groups = {"posterior": draws, "observed_data": setting.observed}
         dims = setting.dims
         from_dict: Any = az.from_dict
-        if hasattr(az, "InferenceData"):  # ArviZ 0.x
+        if az.__version__.startswith("0."):
             data = from_dict(**groups, dims=dims)
         else:
             data = from_dict(groups, dims=dims)
