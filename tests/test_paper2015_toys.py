@@ -30,6 +30,7 @@ def results(folder):
     return json.loads((folder / "results.json").read_text())
 
 
+@pytest.mark.slow
 def test_heartbeat(script, tmp_path):
     script("heartbeat").main(quick=True, out=tmp_path)
     rows = results(tmp_path)["heartbeat"]
@@ -82,6 +83,7 @@ def test_valid_samples_are_counted(script):
     np.testing.assert_allclose(rows["phases_p_value"], tail, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_swiss_roll(script, tmp_path):
     script("swiss_roll").main(quick=True, out=tmp_path)
     rows = results(tmp_path)["swiss_roll"]

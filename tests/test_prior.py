@@ -140,10 +140,17 @@ def test_jit_in_and_out_and_pytree_round_trip(make):
 
 @pytest.mark.parametrize("make", [make_gaussian, make_network])
 def test_equal_distributions_share_a_compilation(make):
-    draw = jax.jit(lambda d, k: d.sample(k))
+    traces = []
+
+    def sample(d, key):
+        traces.append(0)
+        return d.sample(key)
+
+    draw = jax.jit(sample)
     for _ in range(3):
         draw(make(), jr.key(0))
-    assert draw._cache_size() == 1
+    # Not the size of JAX's cache: in a long test run the cache may have let it go.
+    assert len(traces) == 1
 
 
 def test_vmap_and_scan():
