@@ -287,7 +287,7 @@ def draw_samples(
     if rival is not None:
         parts["Gaussian"] = rival.sample(num)
     parts["diffusion"] = prior.sample(jax.random.key(4), (num,))
-    figure, axes = plt.subplots(1, len(parts), figsize=(3.3 * len(parts), 3.6))
+    figure, axes = plt.subplots(1, len(parts), figsize=(4.0 * len(parts), 4.3))
     for axis, (title, images) in zip(axes, parts.items(), strict=True):
         images = np.reshape(images, (num, *prior.event_shape))
         show(axis, images, pictures, rows, columns)
