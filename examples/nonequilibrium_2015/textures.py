@@ -7,10 +7,9 @@ blocks of 2 x 2 pixels beforehand. Training patches come from the left three qua
 picture, test patches from the right one; all of a part overlap, and there are only some
 two hundred that do not, so that standard errors over test patches are too small.
 
-Expect a small lead over a Gaussian of full covariance on gravel, whose greys are nearly
-Gaussian once their correlations are known, and a larger one on brick, whose joints are
-thin lines. The right quarter of brick has less contrast than the rest: its bound is below
-that of training patches.
+Expect a lead over a Gaussian of full covariance of a quarter of a bit per pixel on gravel,
+and more on brick, whose joints are thin lines. Samples of gravel show stones with dark
+gaps between them, which draws of the Gaussian do not.
 
     python examples/nonequilibrium_2015/textures.py         # about 10 minutes, two cores
 """
