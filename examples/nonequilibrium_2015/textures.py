@@ -8,10 +8,11 @@ picture, test patches from the right one; all of a part overlap, and there are o
 two hundred that do not, so that standard errors over test patches are too small.
 
 Expect a lead over a Gaussian of full covariance of a quarter of a bit per pixel on gravel,
-and more on brick, whose joints are thin lines. Samples of gravel show stones with dark
-gaps between them, which draws of the Gaussian do not.
+and of more than a bit on brick, whose bricks are smooth and whose joints are thin. Samples
+of gravel show stones with dark gaps between them, which draws of the Gaussian do not. Those
+of brick are less good than their bound: joints are too few and do not run through.
 
-    python examples/nonequilibrium_2015/textures.py         # about 10 minutes, two cores
+    python examples/nonequilibrium_2015/textures.py         # about 12 minutes, two cores
 """
 
 from pathlib import Path
