@@ -266,29 +266,41 @@ class KernelReverse(AbstractReverse):
     def step(
         self, x_t: Num[Array, "*event"], t: ArrayLike, s: ArrayLike
     ) -> ReverseStep:
-        x_t = as_float(x_t)
+        x_t, t = as_float(x_t), jnp.asarray(t)
+        # No step starts at the data. Guides ask for E[x_0 | x_0] all the same.
+        start = jnp.where(t > 0, t, 1.0 / self.num_steps)
+        coefficients = self.network(x_t, start.astype(x_t.dtype))
+        x0_hat = jnp.where(t > 0, self._denoised(coefficients, x_t, start), x_t)
         kernel = self.forward.transition(x_t, s, t)
         beta = self.forward.schedule.beta(s, t)
-        coefficients = self.network(x_t, jnp.asarray(t, x_t.dtype))
         learned = self.readout.law(coefficients, kernel, x_t, beta)
-        x0_hat = self._denoised(learned, x_t, t, s)
         if self.learned_last_step:
             return ReverseStep(x0_hat, learned)
         if isinstance(self.forward, BernoulliForward):
             kernel = bernoulli_of_log_odds(_logit(kernel.mean))  # as `learned` is given
-        is_last = jnp.asarray(t) < 1.5 / self.num_steps
+        is_last = t < 1.5 / self.num_steps
         law = jax.tree.map(
             lambda fixed, free: jnp.where(is_last, fixed, free), kernel, learned
         )
         return ReverseStep(x0_hat, law)
 
     def _denoised(
-        self, law: dist.Distribution, x_t: Array, t: ArrayLike, s: ArrayLike
+        self, coefficients: Float[Array, "..."], x_t: Array, t: Array
     ) -> Float[Array, "*event"]:
-        """The x_0 whose bridge has the mean of `law`."""
+        """The x_0 whose bridge has the mean of the chain's own step from t.
+
+        Of no other step: the coefficients say nothing about a longer one, which `step` is
+        asked for where only the denoiser matters.
+        """
+        s = jnp.maximum(t - 1.0 / self.num_steps, 0.0)
+        kernel, beta = (
+            self.forward.transition(x_t, s, t),
+            self.forward.schedule.beta(s, t),
+        )
+        mean = self.readout.law(coefficients, kernel, x_t, beta).mean
         at_zero = self.forward.posterior(x_t, jnp.zeros_like(x_t), s, t).mean
         at_one = self.forward.posterior(x_t, jnp.ones_like(x_t), s, t).mean
-        x0_hat = (law.mean - at_zero) / (at_one - at_zero)
+        x0_hat = (mean - at_zero) / (at_one - at_zero)
         if isinstance(self.forward, BernoulliForward):
             return jnp.clip(x0_hat, 0.0, 1.0)
         return x0_hat

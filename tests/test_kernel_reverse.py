@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from chain_moments import chain_moments
 
 import numpyro_diffusion as nd
 from numpyro_diffusion.bound import step_kl
@@ -165,11 +166,11 @@ def test_no_signal_left_is_no_nan():
 # Oracles: coefficients for which the steps are an exact reversal
 
 
-def gaussian_oracle(exact):
+def gaussian_oracle(exact, num_steps=10):
     """Coefficients that reproduce a one-dimensional exact reversal."""
 
     def network(x, t):
-        s = t - 1 / 10
+        s = t - 1 / num_steps
         beta = exact.forward.schedule.beta(s, t)
         law = exact.transition(x, t, s)
         mean, variance = law.mean, jnp.diag(law.covariance_matrix)
@@ -193,6 +194,44 @@ def test_denoiser_of_an_exact_chain_is_exact():
         np.testing.assert_allclose(
             reverse.denoise(x, t), exact.denoise(x, t), atol=1e-10
         )
+
+
+@pytest.mark.parametrize("learned_last_step", [False, True])
+def test_denoiser_does_not_depend_on_the_step_asked_for(learned_last_step):
+    """Guides ask for it with s = 0 from any t, and at t = 0.
+
+    Once the coefficients of a short step were then read as those of the long one, and
+    every guided draw with `ExpectedGuide` or `Tweedie` was NaN.
+    """
+    forward = nd.GaussianForward(nd.schedules.geometric(1e-2, 1e2))
+    exact = nd.analytic.GaussianReverse(forward, jnp.array([0.4]), jnp.array([[0.3]]))
+    reverse = nd.KernelReverse(
+        forward, gaussian_oracle(exact), 10, learned_last_step=learned_last_step
+    )
+    x = jnp.array([0.7])
+    for t in (0.1, 0.5, 1.0):
+        found = [reverse.step(x, t, s).x0_hat for s in (0.0, t / 2, t - 0.1)]
+        np.testing.assert_allclose(found, [exact.denoise(x, t)] * 3, atol=1e-10)
+    np.testing.assert_array_equal(reverse.denoise(x, 0.0), x)
+    slope = jax.jacfwd(lambda x: reverse.denoise(x, 0.0))(x)
+    np.testing.assert_array_equal(slope, [[1.0]])
+
+
+@pytest.mark.slow
+def test_corrected_guidance_is_exact_on_an_exact_chain():
+    """Gaussian data seen under noise, T = 200: the posterior has variance 0.3 / 1.3."""
+    forward = nd.GaussianForward(nd.schedules.geometric(1e-3, 1e3))
+    exact = nd.analytic.GaussianReverse(forward, jnp.zeros(1), jnp.array([[0.3]]))
+    reverse = nd.KernelReverse(
+        forward, gaussian_oracle(exact, 200), 200, learned_last_step=True
+    )
+    seen = lambda x: -0.5 * jnp.sum((1.0 - x) ** 2, axis=(1, 2))
+    matching = nd.guidance.MomentMatching(nd.guidance.Tweedie())
+    product = nd.guidance.Product(nd.guidance.ExpectedGuide(matching))
+    for guidance, atol in ((product, 2e-3), (matching, 1e-2)):
+        mean, covariance = chain_moments(reverse, guidance, seen, 1, 200)
+        np.testing.assert_allclose(mean, 0.3 / 1.3, atol=atol)
+        np.testing.assert_allclose(covariance, 0.3 / 1.3, atol=atol)
 
 
 HEARTBEAT = jnp.asarray(nd.datasets.heartbeat_patterns(), float)

@@ -7,10 +7,10 @@ radii from 1 to 16 pixels with a density falling as the third power, 16 x 16 pix
 greys, dequantised. Our figures are therefore not comparable with the paper's, but with a
 Gaussian of full covariance on the same test images.
 
-Expect the chain to lead the Gaussian by more than one bit per pixel: a Gaussian knows the
+Expect the chain to lead the Gaussian by two bits per pixel: a Gaussian knows the
 correlations, but neither that greys are constant within a leaf nor that edges are sharp.
-Samples have flat regions with edges; many leaves are smaller than they should be or melt
-into one another, since the network is small.
+Samples consist of flat pieces with sharp edges, but the pieces are shards, and large discs
+are missing: the network is small and sees little more than its neighbourhood.
 
     python examples/nonequilibrium_2015/dead_leaves.py      # about 10 minutes, two cores
 """

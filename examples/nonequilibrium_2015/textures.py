@@ -7,12 +7,12 @@ blocks of 2 x 2 pixels beforehand. Training patches come from the left three qua
 picture, test patches from the right one; all of a part overlap, and there are only some
 two hundred that do not, so that standard errors over test patches are too small.
 
-Expect a small lead over a Gaussian of full covariance on gravel, whose greys are nearly
-Gaussian once their correlations are known, and a larger one on brick, whose joints are
-thin lines. The right quarter of brick has less contrast than the rest: its bound is below
-that of training patches.
+Expect a lead over a Gaussian of full covariance of a quarter of a bit per pixel on gravel,
+and of more than a bit on brick, whose bricks are smooth and whose joints are thin. Samples
+of gravel show stones with dark gaps between them, which draws of the Gaussian do not. Those
+of brick are less good than their bound: joints are too few and do not run through.
 
-    python examples/nonequilibrium_2015/textures.py         # about 10 minutes, two cores
+    python examples/nonequilibrium_2015/textures.py         # about 12 minutes, two cores
 """
 
 from pathlib import Path
