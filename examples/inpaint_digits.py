@@ -21,6 +21,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from numpyro.infer import MCMC, NUTS, Gibbs
+from pictures import INK, posterior_columns, save_rows
 
 import numpyro_diffusion as nd
 from numpyro_diffusion.datasets import DIGITS_SCALING, digits
@@ -54,38 +55,6 @@ def observe(key, num_digits: int):
     )
     noise = jax.random.normal(key, truth.shape)
     return truth, ~hidden, truth + TRUE_SCALE * noise
-
-
-def draw_picture(path: Path, truth, mask, y, draws) -> None:
-    """One row per digit: truth, observation, posterior draws, mean, standard deviation."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    num_draws = 6
-    chosen = np.linspace(0, len(draws) - 1, num_draws).astype(int)
-    titles = ["truth", "observed", *["draw"] * num_draws, "mean", "sd"]
-    size = (1.1 * len(titles), 1.2 * len(truth))
-    figure, axes = plt.subplots(len(truth), len(titles), figsize=size, squeeze=False)
-    grey = {"cmap": "gray_r", "vmin": 0.0, "vmax": 17.0}
-    for i, row in enumerate(axes):
-        seen = np.where(mask[i], DIGITS_SCALING.restore(y[i]), np.nan)
-        grey_images = [truth[i], None, *draws[chosen, i], draws[:, i].mean(0)]
-        for axis, image in zip(row, grey_images, strict=False):
-            if image is not None:
-                axis.imshow(DIGITS_SCALING.restore(image), **grey)
-        row[1].set_facecolor("tab:blue")
-        row[1].imshow(seen, **grey)
-        sd = DIGITS_SCALING.scale * draws[:, i].std(0)
-        row[-1].imshow(sd, cmap="viridis", vmin=0.0, vmax=8.0)
-    for axis in axes.flat:
-        axis.set_xticks([])
-        axis.set_yticks([])
-    for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title, fontsize=9)
-    figure.savefig(path, dpi=110, bbox_inches="tight")
-    plt.close(figure)
 
 
 def main(
@@ -139,12 +108,14 @@ def main(
         f"noise scale: 95 % interval [{low:.3f}, {high:.3f}] {covered} the true "
         f"{TRUE_SCALE}; digits changed in {np.mean(moved):.0%} of sweeps"
     )
-    draw_picture(
+    restore = lambda x: np.asarray(DIGITS_SCALING.restore(np.asarray(x)))
+    save_rows(
         folder / "inpaint_digits.png",
-        truth,
-        mask,
-        y,
-        np.asarray(mcmc.get_samples()["x"]),
+        [
+            ("truth", restore(truth), INK),
+            ("observed", np.where(mask, restore(y), np.nan), INK),
+            *posterior_columns(restore(mcmc.get_samples()["x"]), num_shown=6),
+        ],
     )
     idata.to_netcdf(folder / "inpaint_digits.nc")
     print(

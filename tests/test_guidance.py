@@ -9,6 +9,7 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 from chain_moments import chain_moments, law_moments
+from jax.test_util import check_grads
 
 from numpyro_diffusion import DataPrediction, DenoisingReverse, GaussianForward
 from numpyro_diffusion import guidance as g
@@ -245,7 +246,7 @@ def test_isotropic_is_exact_for_an_isotropic_prior():
         np.testing.assert_allclose(ours[1], tweedie[1], atol=1e-8)
 
 
-def test_shift_solves_the_dense_system_of_a_nonlinear_likelihood(getkey):
+def test_mean_is_the_mode_under_a_nonlinear_likelihood(getkey):
     reverse, x = gaussian(), jr.normal(getkey(), (1, 2, 3))
     data = jr.normal(getkey(), (1, 2, 3))
     log_likelihood = lambda x: (
@@ -254,11 +255,64 @@ def test_shift_solves_the_dense_system_of_a_nonlinear_likelihood(getkey):
     (x0, _), apply = g.Tweedie().step(reverse, x, 0.4, 0.3)
     dense = jax.vmap(lambda v: apply(v.reshape(1, 2, 3)).ravel())(jnp.eye(6))
     flat = lambda v: log_likelihood(v.reshape(1, 2, 3))[0]
-    gradient, hessian = jax.grad(flat)(x0.ravel()), jax.hessian(flat)(x0.ravel())
-    shift = jnp.linalg.solve(jnp.linalg.inv(dense) - hessian, gradient)
+    shift, value = jnp.zeros(6), 0.0
+    for iteration in range(20):
+        at = x0.ravel() + shift
+        gradient, hessian = jax.grad(flat)(at), jax.hessian(flat)(at)
+        precision = jnp.linalg.inv(dense)
+        shift += jnp.linalg.solve(precision - hessian, gradient - precision @ shift)
+        value = flat(x0.ravel() + shift) - 0.5 * shift @ precision @ shift
+        if iteration == 0:
+            first = shift
     mean, twist = TWEEDIE.condition(reverse, log_likelihood, x, 0.4)
-    np.testing.assert_allclose((mean - x0).ravel(), shift, atol=1e-8)
-    np.testing.assert_allclose(twist[0], flat(x0) + 0.5 * gradient @ shift, atol=1e-8)
+    # The last step was small enough that the next one's share is far below 1e-3.
+    np.testing.assert_allclose((mean - x0).ravel(), shift, atol=1e-5)
+    np.testing.assert_allclose(twist[0], value, atol=1e-8)
+    once = g.MomentMatching(g.Tweedie(), tolerance=1e-8, max_newton=1)
+    mean, _ = once.condition(reverse, log_likelihood, x, 0.4)
+    np.testing.assert_allclose((mean - x0).ravel(), first, atol=1e-8)
+
+
+def few_counts(x):
+    """Four photons where next to none are expected: one Newton step lands far off."""
+    rate = 0.1 + 0.25 * jax.nn.softplus(6.0 * x)
+    return dist.Poisson(rate).log_prob(4).sum((1, 2))
+
+
+def test_steps_that_overshoot_are_halved():
+    reverse = GaussianReverse(GaussianForward(cosine()), jnp.zeros(3), jnp.eye(3))
+    # From where two counts in seventeen are expected to where it is all of them.
+    x = jnp.linspace(-0.2, 3.0, 12).reshape(4, 1, 3)
+    matching = lambda n: g.MomentMatching(tolerance=1e-8, max_newton=n)
+    x0 = matching(0).condition(reverse, few_counts, x, 0.6)[0]
+    variance = reverse.denoising_variance(0.6)
+    # Entries are independent here: the maximum of each by a fine grid.
+    shifts = jnp.linspace(-1.0, 20.0, 200_001)
+    rate = 0.1 + 0.25 * jax.nn.softplus(6.0 * (x0.reshape(-1, 1) + shifts))
+    objective = dist.Poisson(rate).log_prob(4) - 0.5 * shifts**2 / variance
+    best = shifts[jnp.argmax(objective, axis=1)]
+    mean, twist = matching(10).condition(reverse, few_counts, x, 0.6)
+    np.testing.assert_allclose((mean - x0).ravel(), best, atol=2e-3)
+    maxima = objective.max(1).reshape(4, 3).sum(1)
+    np.testing.assert_allclose(twist, maxima, atol=1e-4)
+
+
+def test_the_twist_of_a_nonlinear_likelihood_is_differentiable_twice(getkey):
+    reverse, x = gaussian(), 0.3 * jr.normal(getkey(), (1, 1, 3))
+    # Log-concave and smooth, so that the mode moves smoothly with x.
+    rates = lambda x: (
+        dist.Poisson(jnp.exp(x)).log_prob(jnp.array([0, 1, 3])).sum((1, 2))
+    )
+    matching = g.MomentMatching(g.Tweedie(), tolerance=1e-12, max_newton=30)
+    twist = lambda x: matching.condition(reverse, rates, jnp.asarray(x), 0.4)[1][0]
+    check_grads(twist, (x,), order=2, rtol=1e-3)
+
+
+def test_what_is_not_a_number_stays_so():
+    reverse, x = gaussian(), jnp.zeros((1, 1, 3))
+    broken = lambda x: jnp.sum(jnp.sqrt(x - 10.0), axis=(1, 2))
+    mean, _ = g.MomentMatching().condition(reverse, broken, x, 0.4)
+    assert jnp.all(jnp.isnan(mean))
 
 
 def test_problems_are_solved_independently(getkey):

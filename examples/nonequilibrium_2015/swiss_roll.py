@@ -18,7 +18,7 @@ that any network could reach on the same data with the same schedule.
    steps.
 
 The readouts' features overlap widely, which makes for badly conditioned gradients; Muon,
-which evens them out, gets in 16,000 steps further than Adam in twice as many.
+which evens them out, gets further than Adam in twice as many steps.
 
 Expect 1 within 0.15 bit of K*, the learned schedule ahead by a few hundredths of a bit,
 2 about half a bit short, and 3 at K* within the error of the figures.
@@ -104,7 +104,7 @@ class Setting(NamedTuple):
 
     num_steps: int = 40
     """Steps of the paper's chain."""
-    train_steps: int = 16_000
+    train_steps: int = 48_000
     batch_size: int = 256
     num_train: int = 200_000
     num_test: int = 100_000

@@ -15,13 +15,13 @@ from numpyro_diffusion.guidance.base import (
     LogLikelihood,
     TiltedStep,
     Time,
-    curvature,
     over_stack,
     step_stack,
     terminal_stack,
     tilted_bits,
     value_and_gradient,
 )
+from numpyro_diffusion.guidance.newton import Limits, dot, mode_preimage
 from numpyro_diffusion.reverse import AbstractReverse, DenoisingError, ReverseStep
 
 __all__ = ["AbstractCovariance", "Isotropic", "MomentMatching", "Tweedie"]
@@ -104,29 +104,38 @@ class Tweedie(AbstractCovariance):
 
 
 class MomentMatching(AbstractGuidance):
-    r"""Match the mean of $x_0 | x_t, y$ by the likelihood's gradient and curvature.
+    r"""Match the mean of $x_0 | x_t, y$ by the mode under a Gaussian for $x_0 | x_t$.
 
-    With $g$ the gradient and $H$ minus the Hessian of $\log p(y | x)$ at $\hat x_0$, and
-    $V$ the covariance of $x_0 | x_t$, the mean moves by
-    $\delta = (V^{-1} + H)^{-1} g$ and $\log \psi_t = \log p(y | \hat x_0) +
-    \frac12 g^\top \delta$, up to a term that does not depend on x for Gaussian
-    likelihoods. The system is solved without matrices, by conjugate gradients
-    preconditioned with $V$: as many iterations as H has distinct eigenvalues when V is
-    isotropic (two for inpainting). Where H is not positive enough, the iteration stops
-    at the last point of positive curvature.
+    With $\hat x_0$ and V the mean and covariance of $x_0 | x_t$, the mean moves to
+    $m = \hat x_0 + \delta$ where $\delta$ maximises
+    $\log p(y | \hat x_0 + \delta) - \frac12 \delta^\top V^{-1} \delta$, and
+    $\log \psi_t$ is that maximum, up to a term that does not depend on x for Gaussian
+    likelihoods. The maximum is found by Newton's method; each step solves
+    $(V^{-1} + H)\, \Delta = b$ without matrices, by conjugate gradients preconditioned
+    with V, H being minus the Hessian of the log likelihood: as many iterations as H has
+    distinct eigenvalues when V is isotropic (two for inpainting).
+
+    For likelihoods that are quadratic in x one Newton step is exact, and one is taken. For
+    others, steps that overshoot are halved, and Newton goes on until its quadratic model
+    holds. Where H is not positive enough, the conjugate gradients stop at the last point of
+    positive curvature.
 
     Bits: the log-odds of each denoised bit are shifted by the difference the bit makes
     to the log likelihood.
 
     Attributes:
         covariance: `Isotropic()` or `Tweedie()`.
-        max_iterations: Limit on the conjugate gradients.
+        max_iterations: Limit on the conjugate gradients of each Newton step.
         tolerance: They end when the residual has shrunk by this factor.
+        max_newton: Limit on the Newton steps.
+
+    Source: Rozet et al. 2024, arXiv:2405.13712, for Gaussian likelihoods.
     """
 
     covariance: AbstractCovariance = Isotropic()
     max_iterations: int = 32
     tolerance: float = 1e-4
+    max_newton: int = 10
 
     def start(
         self,
@@ -175,95 +184,15 @@ class MomentMatching(AbstractGuidance):
             x0_hat, law = step_stack(reverse, x_t, t, s)
             return law, *tilted_bits(x0_hat, log_likelihood)
         (x0_hat, law), covariance = self.covariance.step(reverse, x_t, t, s)
-        value, gradient = value_and_gradient(log_likelihood, x0_hat)
-        # The zero keeps JAX from meeting a symbolic one, which custom_linear_solve does
-        # not accept when the curvature is constant (JAX 0.10).
-        zero = 0.0 * x0_hat
-        shift = self._shift(
-            gradient,
-            covariance,
-            lambda v: curvature(log_likelihood, x0_hat, v) + zero * v,
+        # Closed-over values as arguments, so that a derivative reaches them.
+        gradient, gradient_values = jax.closure_convert(
+            lambda x: value_and_gradient(log_likelihood, x)[1], x0_hat
         )
-        return law, x0_hat + shift, value + 0.5 * _dot(gradient, shift)
-
-    def _shift(
-        self,
-        gradient: Float[Array, "P C *event"],
-        covariance: Callable[[Array], Array],
-        curvature: Callable[[Array], Array],
-    ) -> Float[Array, "P C *event"]:
-        r"""$(V^{-1} + H)^{-1} g = V u$ where $(I + H V)\, u = g$, differentiably.
-
-        The twist's own derivatives (`ExpectedGuide` needs them) come from the linear
-        system: a while loop has none.
-        """
-
-        def solve(_: Callable, b: Array) -> Array:
-            return _conjugate_gradients(
-                b, covariance, curvature, self.max_iterations, self.tolerance
-            )
-
-        def transpose_solve(_: Callable, b: Array) -> Array:
-            return b - covariance(solve(_, curvature(b)))
-
-        system = lambda u: u + curvature(covariance(u))
-        return covariance(
-            jax.lax.custom_linear_solve(system, gradient, solve, transpose_solve)
+        covariance, covariance_values = jax.closure_convert(covariance, x0_hat)
+        limits = Limits(self.max_iterations, self.tolerance, self.max_newton)
+        preimage = mode_preimage(
+            gradient, covariance, limits, x0_hat, gradient_values, covariance_values
         )
-
-
-def _dot(a: Array, b: Array) -> Float[Array, " P"]:
-    return jnp.sum(a * b, axis=tuple(range(1, a.ndim)))
-
-
-def _spread(scalars: Array, like: Array) -> Array:
-    return scalars.reshape(-1, *(1,) * (like.ndim - 1))
-
-
-def _conjugate_gradients(
-    gradient: Float[Array, "P C *event"],
-    covariance: Callable[[Array], Array],
-    curvature: Callable[[Array], Array],
-    max_iterations: int,
-    tolerance: float,
-) -> Float[Array, "P C *event"]:
-    r"""Solve $(V^{-1} + H)\, \delta = g$ for each problem, preconditioned with V.
-
-    V is never inverted: beside each direction p its preimage $V^{-1} p$ is carried. What
-    is returned is $V^{-1} \delta$.
-    """
-    image = covariance(gradient)
-    size = _dot(gradient, image)
-    goal = tolerance**2 * size
-
-    def running(state: tuple) -> Array:
-        iteration, active, *_ = state
-        return (iteration < max_iterations) & jnp.any(active)
-
-    def iterate(state: tuple) -> tuple:
-        iteration, active, solution, residual, size, direction, preimage = state
-        bent = preimage + curvature(direction)
-        bend = _dot(direction, bent)
-        active = active & (bend > 0.0)
-        step = _spread(
-            jnp.where(active, size / jnp.where(active, bend, 1.0), 0.0), bent
-        )
-        solution = solution + step * preimage
-        residual = residual - step * bent
-        image = covariance(residual)
-        new_size = _dot(residual, image)
-        ratio = _spread(
-            jnp.where(active, new_size / jnp.where(active, size, 1.0), 0.0), bent
-        )
-        return (
-            iteration + 1,
-            active & (new_size > goal),
-            solution,
-            residual,
-            new_size,
-            image + ratio * direction,
-            residual + ratio * preimage,
-        )
-
-    start = (0, size > 0.0, jnp.zeros_like(gradient), gradient, size, image, gradient)
-    return jax.lax.while_loop(running, iterate, start)[2]
+        shift = covariance(preimage, *covariance_values)
+        log_twist = log_likelihood(x0_hat + shift) - 0.5 * dot(preimage, shift)
+        return law, x0_hat + shift, log_twist
