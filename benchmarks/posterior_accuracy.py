@@ -1,0 +1,371 @@
+r"""Posteriors and evidence against exact ones: the 25-component Gaussian mixture.
+
+The benchmark of Cardoso et al. 2024 (arXiv:2308.07983): in d dimensions 25 components of
+unit covariance at (8i, 8j, 8i, 8j, ...), i and j from -2 to 2, with weights that are
+squares of normal draws; d_y linear observations $y = A x + \sigma \epsilon$, the singular
+values of A uniform in [0, 1] and $\sigma$ uniform up to the largest of them. Posterior and
+evidence are known exactly, and so is the denoiser, so that all error is the sampler's.
+
+Sliced Wasserstein distance (1000 directions, 1000 draws) to exact draws; the first row is
+that of one set of exact draws to another, which nothing can beat on average. Log evidence:
+estimate minus exact, in nats. Intervals are 1.96 standard errors over the problems.
+
+    python benchmarks/posterior_accuracy.py                       # 40 minutes, two cores
+    python benchmarks/posterior_accuracy.py --quick               # a minute, tiny numbers
+    python benchmarks/posterior_accuracy.py --methods smc guide   # some of the rows
+
+Published figures come from other code with the same constants, 20 problems and up to 10,000
+draws: MCGDiff, DDRM and DPS from Cardoso et al. 2024, table of version 2 (20 steps).
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from numpyro.infer import MCMC, NUTS, Predictive
+from record import machine, today
+from tqdm.auto import tqdm
+
+import numpyro_diffusion as nd
+from numpyro_diffusion.analytic import MixtureReverse
+from numpyro_diffusion.flow import ProbabilityFlow
+from numpyro_diffusion.guidance import Isotropic, MomentMatching, Tweedie
+from numpyro_diffusion.training import denoising_error
+
+RESULTS = Path(__file__).parent / "posterior_accuracy.json"
+DATA_SCALE = 11.4  # root of the mean square of an entry: 8 * sqrt(2) between, 1 within
+PUBLISHED = {
+    "MCGDiff": {
+        "8, 1": "1.43 ± .55",
+        "8, 2": ".49 ± .24",
+        "8, 4": ".38 ± .25",
+        "80, 1": "1.39 ± .45",
+        "80, 2": ".67 ± .24",
+        "80, 4": ".28 ± .14",
+    },
+    "DDRM": {
+        "8, 1": "5.88 ± 1.16",
+        "8, 2": "5.20 ± 1.32",
+        "8, 4": "2.51 ± 1.29",
+        "80, 1": "5.64 ± 1.10",
+        "80, 2": "7.07 ± 1.35",
+        "80, 4": "7.81 ± 1.48",
+    },
+    "DPS": {
+        "8, 1": "4.86 ± 1.01",
+        "8, 2": "5.79 ± 1.96",
+        "8, 4": "3.48 ± 1.52",
+        "80, 1": "4.98 ± 1.14",
+        "80, 2": "5.10 ± 1.23",
+        "80, 4": "4.28 ± 1.26",
+    },
+}
+
+
+class Sizes(NamedTuple):
+    """Numbers of one run."""
+
+    num_problems: int = 20
+    num_steps: int = 300
+    num_draws: int = 1000
+    num_chains: int = 50
+    num_warmup: int = 200
+    flow_steps: int = 20
+    num_directions: int = 1000
+
+
+QUICK = Sizes(2, 20, 50, 5, 5, 5, 20)
+
+
+class Problem(NamedTuple):
+    """One problem, with its exact answers.
+
+    Attributes:
+        weights: Of the components, shape (25,).
+        means: Their means, shape (25, d).
+        operator: A, shape (d_y, d).
+        sigma: Standard deviation of the noise.
+        y: The observation, shape (d_y,).
+    """
+
+    weights: np.ndarray
+    means: np.ndarray
+    operator: np.ndarray
+    sigma: float
+    y: np.ndarray
+
+    @classmethod
+    def draw(cls, seed: int, d: int, d_y: int) -> "Problem":
+        rng = np.random.default_rng([seed, d, d_y])
+        weights = rng.standard_normal(25) ** 2
+        weights /= weights.sum()
+        ij = np.stack(np.meshgrid(np.arange(-2, 3), np.arange(-2, 3)), -1).reshape(
+            25, 2
+        )
+        means = 8.0 * np.tile(ij, (1, d // 2))
+        u, _, v = np.linalg.svd(rng.standard_normal((d_y, d)), full_matrices=False)
+        singular = np.sort(rng.uniform(size=d_y))[::-1]
+        sigma = rng.uniform() * singular.max()
+        operator = u @ np.diag(singular) @ v
+        x = means[rng.choice(25, p=weights)] + rng.standard_normal(d)
+        y = operator @ x + sigma * rng.standard_normal(d_y)
+        return cls(weights, means, operator, sigma, y)
+
+    @property
+    def log_joint(self) -> np.ndarray:
+        """Log of weight times evidence of each component, shape (25,)."""
+        d_y = len(self.y)
+        spread = self.sigma**2 * np.eye(d_y) + self.operator @ self.operator.T
+        residual = self.y - self.means @ self.operator.T
+        fit = np.sum(residual * np.linalg.solve(spread, residual.T).T, axis=1)
+        log_det = np.linalg.slogdet(2 * np.pi * spread)[1]
+        return np.log(self.weights) - 0.5 * (fit + log_det)
+
+    @property
+    def log_evidence(self) -> float:
+        return float(np.logaddexp.reduce(self.log_joint))
+
+    def posterior(self, rng: np.random.Generator, num: int) -> np.ndarray:
+        """Exact draws, shape (num, d)."""
+        d = self.means.shape[1]
+        precision = np.eye(d) + self.operator.T @ self.operator / self.sigma**2
+        covariance = np.linalg.inv(precision)
+        shift = self.operator.T @ self.y / self.sigma**2
+        chosen = rng.choice(25, num, p=np.exp(self.log_joint - self.log_evidence))
+        root = np.linalg.cholesky(covariance)
+        noise = rng.standard_normal((num, d)) @ root.T
+        return (self.means[chosen] + shift) @ covariance + noise
+
+    def arguments(self, num_steps: int) -> tuple:
+        """What the NumPyro model is called with."""
+        forward = nd.GaussianForward(nd.schedules.cosine())
+        weights, means = jnp.asarray(self.weights), jnp.asarray(self.means)
+        reverse = MixtureReverse(forward, weights, means, jnp.ones_like(means))
+        flow = ProbabilityFlow(data_scale=DATA_SCALE)
+        prior = nd.DiffusionPrior(reverse, (means.shape[1],), num_steps, flow=flow)
+        return prior, jnp.asarray(self.operator), jnp.asarray(self.sigma)
+
+
+def model(prior: Any, operator: Any, sigma: Any, y: Any = None) -> None:
+    """Linear observations of one event."""
+    x = numpyro.sample("x", prior)
+    numpyro.sample("y", dist.Normal(operator @ x, sigma).to_event(1), obs=y)
+
+
+def sliced_wasserstein(
+    a: np.ndarray, b: np.ndarray, rng: np.random.Generator, num: int
+) -> float:
+    """Mean over directions of the distance of order one between equally many draws."""
+    directions = rng.standard_normal((num, a.shape[1]))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    along = lambda x: np.sort(x @ directions.T, axis=0)
+    return float(np.mean(np.abs(along(a) - along(b))))
+
+
+class Answer(NamedTuple):
+    """Draws of one method on one problem, and the log evidence if it has one."""
+
+    draws: Any
+    log_evidence: float | None = None
+
+
+Method = Callable[[jax.Array, Problem, Sizes], Answer]
+TWEEDIE = MomentMatching(Tweedie())
+
+
+def exact(key: jax.Array, problem: Problem, sizes: Sizes) -> Answer:
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    return Answer(problem.posterior(rng, sizes.num_draws))
+
+
+def prior_draws(key: jax.Array, problem: Problem, sizes: Sizes) -> Answer:
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    chosen = rng.choice(25, sizes.num_draws, p=problem.weights)
+    d = problem.means.shape[1]
+    return Answer(problem.means[chosen] + rng.standard_normal((sizes.num_draws, d)))
+
+
+def calibrated(key: jax.Array, problem: Problem, sizes: Sizes) -> MomentMatching:
+    """One variance per noise level, measured on draws of the prior."""
+    reverse = problem.arguments(sizes.num_steps)[0].reverse
+    data = jnp.asarray(prior_draws(key, problem, sizes).draws)
+    return MomentMatching(Isotropic(denoising_error(reverse, data, key=key)))
+
+
+def smc_of(guidance: MomentMatching | None) -> Method:
+    """`TwistedSMC`; without a guidance, with calibrated isotropic covariance."""
+
+    def run(key: jax.Array, problem: Problem, sizes: Sizes) -> Answer:
+        tilt = calibrated(key, problem, sizes) if guidance is None else guidance
+        smc = nd.infer.TwistedSMC(model, num_particles=sizes.num_draws, guidance=tilt)
+        found = smc.run(
+            key, *problem.arguments(sizes.num_steps), y=jnp.asarray(problem.y)
+        )
+        return Answer(found.get_samples()["x"], float(found.log_evidence))
+
+    return run
+
+
+@eqx.filter_jit
+def _guided(guidance: Any, key: jax.Array, arguments: tuple, y: Any, num: int) -> Any:
+    guided = nd.handlers.guide(model, guidance)
+    draws = Predictive(guided, num_samples=num, parallel=True)
+    return draws(key, *arguments, y=y)["x"]
+
+
+def guide_of(guidance: MomentMatching | None) -> Method:
+    """Guided draws, without weights."""
+
+    def run(key: jax.Array, problem: Problem, sizes: Sizes) -> Answer:
+        tilt = calibrated(key, problem, sizes) if guidance is None else guidance
+        arguments = problem.arguments(sizes.num_steps)
+        y = jnp.asarray(problem.y)
+        return Answer(_guided(tilt, key, arguments, y, sizes.num_draws))
+
+    return run
+
+
+def flow_nuts(key: jax.Array, problem: Problem, sizes: Sizes) -> Answer:
+    """NUTS through the flow, started at encoded draws of `TwistedSMC`."""
+    start_key, chain_key = jax.random.split(key)
+    starts = smc_of(TWEEDIE)(start_key, problem, sizes).draws
+    chosen = np.random.default_rng(0).permutation(len(starts))[: sizes.num_chains]
+    reparam = nd.infer.FlowReparam(sizes.flow_steps)
+    arguments, y = problem.arguments(sizes.num_steps), jnp.asarray(problem.y)
+    encode = lambda x: reparam.encode(model, {"x": x}, *arguments, y=y)
+    mcmc = MCMC(
+        NUTS(nd.infer.reparam_diffusion(model, reparam), max_tree_depth=6),
+        num_warmup=sizes.num_warmup,
+        num_samples=max(1, sizes.num_draws // sizes.num_chains),
+        num_chains=sizes.num_chains,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
+    init = jax.vmap(encode)(jnp.asarray(starts)[chosen])
+    mcmc.run(chain_key, *arguments, y=y, init_params=init)
+    return Answer(mcmc.get_samples()["x"])
+
+
+class Row(NamedTuple):
+    """A method, and the dimensions it is run in."""
+
+    label: str
+    method: Method
+    dims: tuple[int, ...] = (8, 80)
+
+
+ROWS = {
+    "exact": Row("exact draws against exact draws", exact),
+    "prior": Row("draws of the prior", prior_draws),
+    "guide_isotropic": Row("guide, calibrated variance", guide_of(None)),
+    "guide": Row("guide, Tweedie covariance", guide_of(TWEEDIE)),
+    "smc_isotropic": Row("TwistedSMC, calibrated variance", smc_of(None)),
+    "smc": Row("TwistedSMC, Tweedie covariance", smc_of(TWEEDIE)),
+    "nuts": Row("NUTS through the flow, started at TwistedSMC", flow_nuts, (8,)),
+}
+
+
+def evaluate(name: str, d: int, d_y: int, sizes: Sizes) -> dict[str, Any]:
+    """All problems of one kind by one method."""
+    distances, errors = [], []
+    start = time.perf_counter()
+    bar = tqdm(range(sizes.num_problems), desc=f"{name} d={d} d_y={d_y}")
+    for seed in bar:
+        problem = Problem.draw(seed, d, d_y)
+        answer = ROWS[name].method(jax.random.key(1000 + seed), problem, sizes)
+        rng = np.random.default_rng(seed)
+        reference = problem.posterior(rng, sizes.num_draws)
+        draws = np.asarray(answer.draws)
+        distances.append(
+            sliced_wasserstein(draws, reference, rng, sizes.num_directions)
+        )
+        if answer.log_evidence is not None:
+            errors.append(answer.log_evidence - problem.log_evidence)
+        bar.set_postfix(sw=f"{np.mean(distances):.3f}")
+    return {
+        "distances": [round(x, 4) for x in distances],
+        "log_evidence_errors": [round(x, 4) for x in errors],
+        "seconds_per_problem": round(
+            (time.perf_counter() - start) / sizes.num_problems, 2
+        ),
+        "date": today(),
+        "machine": machine(),
+    }
+
+
+def mean_and_interval(values: list[float], digits: int = 2) -> str:
+    """Mean, and 1.96 standard errors over the problems."""
+    error = 1.96 * np.std(values, ddof=1) / np.sqrt(len(values))
+    return f"{np.mean(values):.{digits}f} ± {error:.{digits}f}"
+
+
+def tables(results: dict[str, Any]) -> str:
+    """Markdown: one table of distances and one of evidence errors per dimension."""
+    lines = []
+    for d in (8, 80):
+        kinds = [f"{d}, {d_y}" for d_y in (1, 2, 4)]
+        head = " | ".join(f"d_y = {kind[-1]}" for kind in kinds)
+        lines += [f"**d = {d}: sliced Wasserstein distance**", ""]
+        lines += [f"| method | {head} | s per problem |", "|---|---|---|---|---|"]
+        for name, row in ROWS.items():
+            found = [results.get(f"{name}, {kind}") for kind in kinds]
+            if all(found):
+                cells = " | ".join(mean_and_interval(f["distances"]) for f in found)
+                seconds = np.mean([f["seconds_per_problem"] for f in found])
+                lines.append(f"| {row.label} | {cells} | {seconds:.1f} |")
+        for name, figures in PUBLISHED.items():
+            cells = " | ".join(figures[kind] for kind in kinds)
+            lines.append(f"| published: {name} | {cells} | |")
+        lines += ["", f"**d = {d}: log evidence, estimate minus exact (worst)**", ""]
+        lines += [f"| method | {head} |", "|---|---|---|---|"]
+        for name, row in ROWS.items():
+            found = [results.get(f"{name}, {kind}") for kind in kinds]
+            if all(found) and all(f["log_evidence_errors"] for f in found):
+                cells = " | ".join(
+                    f"{mean_and_interval(f['log_evidence_errors'])} "
+                    f"({max(f['log_evidence_errors'], key=abs):+.2f})"
+                    for f in found
+                )
+                lines.append(f"| {row.label} | {cells} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--table", action="store_true", help="print what is kept")
+    parser.add_argument("--dims", nargs="*", type=int, default=[8, 80])
+    parser.add_argument("--methods", nargs="*", default=list(ROWS), choices=list(ROWS))
+    arguments = parser.parse_args()
+    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    if arguments.table:
+        print(tables(kept))
+        return
+    sizes = QUICK if arguments.quick else Sizes()
+    if arguments.quick:
+        kept = {}
+    for name in arguments.methods:
+        for d in arguments.dims:
+            if d not in ROWS[name].dims:
+                continue
+            for d_y in (1, 2, 4):
+                kept[f"{name}, {d}, {d_y}"] = evaluate(name, d, d_y, sizes)
+                if not arguments.quick:
+                    text = json.dumps(dict(sorted(kept.items())), indent=1)
+                    RESULTS.write_text(text + "\n")
+    print(tables(kept))
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_enable_x64", True)
+    main()
