@@ -7,15 +7,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 from numpyro.handlers import seed, substitute, trace
+from numpyro.infer.gibbs import GIBBS_SITES_KWARG
 from numpyro.ops.provenance import eval_provenance
 from numpyro.primitives import Messenger
 
-from numpyro_diffusion.likelihood import Placeholder, prior_sites, unwrapped
+from numpyro_diffusion.likelihood import Placeholder, is_marked, prior_sites, unwrapped
 from numpyro_diffusion.prior import DiffusionPrior
 
 __all__ = [
     "Unobserved",
+    "check_marked_prior",
     "depending_sites",
+    "deterministics_too",
     "diffusion_site",
     "free_followers",
     "is_diffusion_site",
@@ -114,6 +117,54 @@ def depending_sites(
         name: frozenset().union(*leaves) & frozenset(values)
         for name, leaves in found.items()
     }
+
+
+def check_marked_prior(
+    model: Callable, site: str, args: tuple, kwargs: dict[str, Any], caller: str
+) -> None:
+    """Refuse a masked diffusion prior that depends on the latent of another block.
+
+    Args:
+        model: A NumPyro model, as a block of `numpyro.infer.Gibbs` sees it.
+        site: Name of its diffusion site.
+        args: Positional arguments of the model.
+        kwargs: Its keyword arguments, the other blocks' values among them.
+        caller: Who asks, for the error.
+
+    Raises:
+        ValueError: The site is marked by `handlers.diffusion_sites`, and its prior depends
+            on another block's latent, which would not hear of its density.
+    """
+    others = kwargs.get(GIBBS_SITES_KWARG, {})
+
+    def run(values: dict[str, Array]) -> dict[str, Any]:
+        given = {**kwargs, GIBBS_SITES_KWARG: values} if others else kwargs
+        return traced(model, args, given, {})
+
+    if is_marked(run(others)[site]):
+        parents = sorted(depending_sites(run, others)[site])
+        if parents:
+            raise ValueError(
+                f"{caller}: the prior of {site!r} must not depend on other latents, but "
+                f"it does on {parents}, and diffusion_sites hides from them what the value "
+                "says about them. Move the dependence into the likelihood (sample x from "
+                "a fixed prior and use scale * x), or build the blocks on the unmarked "
+                "model, whose prior density is evaluated."
+            )
+
+
+def deterministics_too(
+    model: Callable, args: tuple, kwargs: dict[str, Any]
+) -> Callable[[dict[str, Array]], dict[str, Array]]:
+    """A function that adds the deterministic sites to the values of all latents."""
+
+    def added(z: dict[str, Array]) -> dict[str, Array]:
+        replayed = substitute(seed(model, jax.random.key(0)), data=z)
+        sites = trace(replayed).get_trace(*args, **kwargs).values()
+        found = {s["name"]: s["value"] for s in sites if s["type"] == "deterministic"}
+        return {**z, **found}
+
+    return added
 
 
 class Unobserved(Messenger):

@@ -57,5 +57,6 @@ class Unguided(AbstractGuidance):
             return TiltedStep(law, law, jnp.zeros(len(x_t)))
         if isinstance(reverse.forward, BernoulliForward):
             x0_hat = (x0_hat > 0.5).astype(int)
-        trust = reverse.forward.schedule.alpha_bar(t) ** self.power
+        # The mean is for processes whose entries have schedules of their own.
+        trust = jnp.mean(reverse.forward.schedule.alpha_bar(t)) ** self.power
         return TiltedStep(law, law, trust * log_likelihood(x0_hat))

@@ -1,10 +1,12 @@
 """Inference: kernels for `numpyro.infer.Gibbs` and `MCMC`, SMC, and reparameterisation."""
 
 from numpyro_diffusion.infer.conditional_smc import conditional_smc
+from numpyro_diffusion.infer.denoised_draw import denoised_draw
 from numpyro_diffusion.infer.flow_reparam import FlowReparam, reparam_diffusion
 from numpyro_diffusion.infer.particle_gibbs import ParticleGibbs, ParticleGibbsState
 from numpyro_diffusion.infer.path_refresh import refresh_path
 from numpyro_diffusion.infer.smc import ParticleSweep
+from numpyro_diffusion.infer.split_gibbs import SplitGibbs, SplitGibbsState
 from numpyro_diffusion.infer.twisted_smc import (
     TwistedSMC,
     TwistedSMCPosterior,
@@ -16,9 +18,12 @@ __all__ = [
     "ParticleGibbs",
     "ParticleGibbsState",
     "ParticleSweep",
+    "SplitGibbs",
+    "SplitGibbsState",
     "TwistedSMC",
     "TwistedSMCPosterior",
     "conditional_smc",
+    "denoised_draw",
     "refresh_path",
     "reparam_diffusion",
     "twisted_smc",

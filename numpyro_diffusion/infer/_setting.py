@@ -1,19 +1,20 @@
 """What sequential Monte Carlo needs to know of a NumPyro model with a diffusion site."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from numpyro_diffusion.likelihood import Likelihood, OmitPrior
+from numpyro_diffusion.infer.joint_reverse import JointReverse
+from numpyro_diffusion.likelihood import Likelihood, OmitPrior, prior_sites
+from numpyro_diffusion.prior import DiffusionPrior
 from numpyro_diffusion.sites import (
     Unobserved,
     depending_sites,
     diffusion_site,
     free_followers,
-    is_diffusion_site,
     traced,
 )
 
@@ -21,87 +22,128 @@ __all__ = ["Setting"]
 
 
 class Setting:
-    """A model's diffusion site, its likelihood, and the latents beside it.
+    """A model's diffusion sites, their likelihood, and the latents beside them.
+
+    Several sites move jointly, as one event of one problem.
 
     Args:
         model: A NumPyro model.
-        site: Name of its diffusion site, or None.
+        site: Name of its diffusion site if it has one only, or None.
         args: Positional arguments of the model.
         kwargs: Its keyword arguments.
 
     Attributes:
-        prior: The diffusion prior.
+        reverse: The reverse process of the prior, or of all priors together.
+        grid: Times of its chain.
         shape: Shape of a stack, (P, C, *event).
         evidence_shape: Shape of the evidence: that of the plates if their elements are
             problems of their own, else ().
 
     Raises:
-        ValueError: The model has no latent diffusion site or several, a latent lies
-            between it and the data, or its prior depends on another latent.
+        ValueError: The model has no latent diffusion site, or `site` and others beside it;
+            a latent lies between a site and the data; a prior depends on another latent;
+            the priors of several sites have different numbers of steps.
+        TypeError: One of several sites is over bits.
     """
 
     def __init__(
         self, model: Callable, site: str | None, args: tuple, kwargs: dict[str, Any]
     ) -> None:
         kwargs = dict(kwargs)
-        self.site = diffusion_site(model, args, kwargs, site, "TwistedSMC")
         self._model, self._args, self._kwargs = model, args, kwargs
-        self._followers = free_followers(model, self.site, args, kwargs, "TwistedSMC")
+        self._names = self._diffusion_sites(site)
+        followers = [
+            free_followers(model, name, args, kwargs, "TwistedSMC")
+            for name in self._names
+        ]
+        self._followers = frozenset().union(*followers)
         self._sites = traced(model, args, kwargs, {})
         free = {
             name: msg["value"]
             for name, msg in self._sites.items()
             if msg["type"] == "sample" and not msg["is_observed"]
         }
-        self._others = frozenset(free) - self._followers - {self.site}
+        self._others = frozenset(free) - self._followers - set(self._names)
         self._check()
         hidden = Unobserved(model, self._followers)
-        # Drawn from their priors, other latents have no density in the weights.
+        # Neither other latents, drawn from their priors, nor other sites, which have
+        # laws of their own, have a density in the weights.
         self._weighed = OmitPrior(
-            hidden, select=lambda msg: msg["name"] in self._others
+            hidden,
+            select=lambda msg: msg["name"] in {*self._others, *self._names[1:]},
         )
-        likelihood = self._likelihood({name: free[name] for name in self._others})
-        self.prior, self._unstacked = likelihood.prior, likelihood.unstacked
+        given = {name: free[name] for name in {*self._others, *self._names}}
+        likelihoods = [self._likelihood(name, given) for name in self._names]
+        if len(likelihoods) > 1:
+            self._set_jointly(likelihoods)
+        else:
+            self._set_alone(likelihoods[0])
+
+    def _diffusion_sites(self, site: str | None) -> list[str]:
+        """All of them, the first one first."""
+        is_prior = lambda fn: isinstance(fn, DiffusionPrior)
+        found = list(prior_sites(self._model, self._args, self._kwargs, is_prior))
+        if site is None and len(found) > 1:
+            return found
+        name = diffusion_site(self._model, self._args, self._kwargs, site, "TwistedSMC")
+        others = [other for other in found if other != name]
+        if others:
+            raise ValueError(
+                f"TwistedSMC: the model must have one diffusion site to move {name!r} "
+                f"alone, got {others} beside it; leave `site` out to move all of them "
+                "jointly, or use one ParticleGibbs block for each."
+            )
+        return [name]
+
+    def _set_alone(self, likelihood: Likelihood) -> None:
+        prior = likelihood.prior
+        self.reverse, self.grid = prior.reverse, prior.grid
         # A latent that all elements of a plate share makes them one problem.
         num_problems = 1 if self._others else likelihood.num_problems
         size = likelihood.num_problems * likelihood.num_copies
-        self.shape = (num_problems, size // num_problems, *self.prior.event_shape)
-        leading = likelihood.shape[
-            : len(likelihood.shape) - len(self.prior.event_shape)
-        ]
+        self.shape = (num_problems, size // num_problems, *prior.event_shape)
+        leading = likelihood.shape[: len(likelihood.shape) - len(prior.event_shape)]
         self.evidence_shape = leading if num_problems == size else ()
         self._factorises = num_problems == likelihood.num_problems
+        self._split = lambda stack: [likelihood.unstacked(stack)]
+
+    def _set_jointly(self, likelihoods: list[Likelihood]) -> None:
+        priors = [likelihood.prior for likelihood in likelihoods]
+        joint = JointReverse(priors, [likelihood.shape for likelihood in likelihoods])
+        self.reverse, self.grid = joint, priors[0].grid
+        self.shape, self.evidence_shape = (1, 1, joint.size), ()
+        self._factorises = False
+        self._split = lambda stack: joint.split(stack[0, 0])
 
     def _check(self) -> None:
-        others = sorted(
-            name for name in self._others if is_diffusion_site(self._sites[name])
-        )
-        if others:
-            raise ValueError(
-                f"TwistedSMC: the model must have one diffusion site, got {self.site!r} "
-                f"and {others}; use one ParticleGibbs block for each of them."
-            )
-        values = {
-            name: jnp.asarray(self._sites[name]["value"]) for name in self._others
-        }
+        latents = {*self._others, *self._names}
+        values = {name: jnp.asarray(self._sites[name]["value"]) for name in latents}
         run = lambda values: traced(self._model, self._args, self._kwargs, values)
-        parents = sorted(depending_sites(run, values)[self.site]) if values else []
-        if parents:
-            raise ValueError(
-                f"TwistedSMC: the prior of {self.site!r} must not depend on other "
-                f"latents, but it does on {parents}. Move the dependence into the "
-                "likelihood (sample x from a fixed prior and use scale * x)."
-            )
+        depends_on = depending_sites(run, values)
+        for name in self._names:
+            parents = sorted(depends_on[name])
+            if parents:
+                raise ValueError(
+                    f"TwistedSMC: the prior of {name!r} must not depend on other "
+                    f"latents, but it does on {parents}. Move the dependence into the "
+                    "likelihood (sample x from a fixed prior and use scale * x)."
+                )
 
-    def _likelihood(self, others: dict[str, Array]) -> Likelihood:
-        return Likelihood(self._weighed, self.site, self._args, self._kwargs, others)
+    def _likelihood(self, name: str, values: Mapping[str, Array]) -> Likelihood:
+        others = {other: v for other, v in values.items() if other != name}
+        return Likelihood(self._weighed, name, self._args, self._kwargs, others)
+
+    def values(self, stack: Array) -> dict[str, Array]:
+        """The sites' values, in the shapes the model gives them."""
+        return dict(zip(self._names, self._split(stack), strict=True))
 
     def log_likelihood(self, stack: Array, others: dict[str, Array]) -> Array:
         """Of one particle, one number per problem."""
-        likelihood = self._likelihood(others)
+        first, values = self._names[0], self.values(stack)
+        likelihood = self._likelihood(first, {**others, **values})
         if self._factorises:
             return likelihood.per_problem(stack)
-        return likelihood(likelihood.unstacked(stack))[None]
+        return likelihood(values[first])[None]
 
     def draw_others(self, key: Array) -> dict[str, Array]:
         """The other latents of one particle, from their priors."""
@@ -110,7 +152,7 @@ class Setting:
 
     def replayed(self, key: Array, stack: Array, others: dict[str, Array]) -> dict:
         """All latents and deterministic sites of one draw."""
-        values = {self.site: self._unstacked(stack), **others}
+        values = {**self.values(stack), **others}
         sites = traced(self._model, self._args, self._kwargs, values, key)
         return {
             name: msg["value"]

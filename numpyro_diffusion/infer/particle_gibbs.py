@@ -7,17 +7,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
-from numpyro.handlers import seed, substitute, trace
-from numpyro.infer.gibbs import GIBBS_SITES_KWARG
 from numpyro.infer.mcmc import MCMCKernel
 
 from numpyro_diffusion.guidance import AbstractGuidance, MomentMatching
 from numpyro_diffusion.infer.conditional_smc import conditional_smc
 from numpyro_diffusion.infer.path_refresh import refresh_path
-from numpyro_diffusion.likelihood import Likelihood, is_marked
+from numpyro_diffusion.likelihood import Likelihood
 from numpyro_diffusion.prior import DiffusionPrior
 from numpyro_diffusion.samplers import noising_path
-from numpyro_diffusion.sites import depending_sites, diffusion_site, traced
+from numpyro_diffusion.sites import (
+    check_marked_prior,
+    deterministics_too,
+    diffusion_site,
+)
 
 __all__ = ["ParticleGibbs", "ParticleGibbsState"]
 
@@ -144,7 +146,9 @@ class ParticleGibbs(MCMCKernel):
         """Start from given values of the site, or from a draw of its prior."""
         value_key, path_key, rng_key = jax.random.split(rng_key, 3)
         likelihood, site = self._likelihood(model_args, model_kwargs)
-        self._check_prior_is_free(site, model_args, dict(model_kwargs or {}))
+        check_marked_prior(
+            self._model, site, model_args, dict(model_kwargs or {}), "ParticleGibbs"
+        )
         prior: DiffusionPrior = likelihood.prior
         if init_params and site in init_params:
             value = jnp.asarray(init_params[site], likelihood.dtype)
@@ -217,40 +221,10 @@ class ParticleGibbs(MCMCKernel):
         self, model_args: tuple, model_kwargs: dict[str, Any] | None
     ) -> Callable:
         """Add the model's deterministic sites to a draw."""
-        model, kwargs = self._model, dict(model_kwargs or {})
-
-        def with_deterministics(z: dict[str, Array]) -> dict[str, Array]:
-            replayed = substitute(seed(model, jax.random.key(0)), data=z)
-            sites = trace(replayed).get_trace(*model_args, **kwargs).values()
-            found = {
-                s["name"]: s["value"] for s in sites if s["type"] == "deterministic"
-            }
-            return {**z, **found}
-
-        return with_deterministics
+        return deterministics_too(self._model, model_args, dict(model_kwargs or {}))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_sample_fn": None}
-
-    def _check_prior_is_free(
-        self, site: str, model_args: tuple, kwargs: dict[str, Any]
-    ) -> None:
-        others = kwargs.get(GIBBS_SITES_KWARG, {})
-
-        def run(values: dict[str, Array]) -> dict[str, Any]:
-            given = {**kwargs, GIBBS_SITES_KWARG: values} if others else kwargs
-            return traced(self._model, model_args, given, {})
-
-        if is_marked(run(others)[site]):
-            parents = sorted(depending_sites(run, others)[site])
-            if parents:
-                raise ValueError(
-                    f"ParticleGibbs: the prior of {site!r} must not depend on other "
-                    f"latents, but it does on {parents}, and diffusion_sites hides from "
-                    "them what the value says about them. Move the dependence into the "
-                    "likelihood (sample x from a fixed prior and use scale * x), or build "
-                    "the blocks on the unmarked model, whose prior density is evaluated."
-                )
 
     def _likelihood(
         self, model_args: tuple, model_kwargs: dict[str, Any] | None

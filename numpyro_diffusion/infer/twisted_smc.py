@@ -102,7 +102,7 @@ def _result(particles: Particles, ess: Array, resampled: Array) -> SMCResult:
 
 
 class TwistedSMC:
-    """Sequential Monte Carlo for a model with one diffusion site.
+    """Sequential Monte Carlo for a model with one or several diffusion sites.
 
     Particles run through the reverse chain under a guidance; weights correct what it
     gets wrong. Gives the posterior of the site and of all latents that do not depend on
@@ -117,9 +117,13 @@ class TwistedSMC:
     there are no other latents, each element is a problem of its own, with particles,
     resampling and evidence of its own.
 
+    Several sites move jointly: a particle carries a trajectory of each, and guidance and
+    weights see them all at once, as separating the sources of a sum requires. They form one
+    problem. Their priors may have any schedules, but the same number of steps.
+
     Args:
         model: A NumPyro model.
-        site: Name of the diffusion site, if it is to be checked.
+        site: Name of the diffusion site, if it is to be checked that there is only one.
         num_particles: Particles per problem, at least 2.
         guidance: Proposal and twist; by default `MomentMatching()`. With
             `guidance.Unguided()` the likelihood need not be differentiable.
@@ -131,8 +135,10 @@ class TwistedSMC:
 
     Raises:
         ValueError: A number is out of range; in `run`: the model has no latent diffusion
-            site or several, a latent lies between it and the data, or its prior depends
-            on another latent.
+            site, or `site` and others beside it, a latent lies between a site and the data,
+            a prior depends on another latent, or the priors of several sites differ in
+            their `num_steps`.
+        TypeError: In `run`: one of several sites is over bits.
 
     **Error:** Monte Carlo of order 1 / sqrt(num_particles), for draws and evidence; see
     `TwistedSMCPosterior`.
@@ -282,7 +288,7 @@ def _start(
     keys = jax.random.split(others_key, smc.num_particles)
     others = jax.vmap(setting.draw_others)(keys)
     start = _sweep(smc, setting).start(start_key, setting.shape, others)
-    return start, setting.prior.grid
+    return start, setting.grid
 
 
 @eqx.filter_jit
@@ -327,7 +333,7 @@ def _draws(
 
 def _sweep(smc: TwistedSMC, setting: Setting) -> ParticleSweep:
     return ParticleSweep(
-        setting.prior.reverse,
+        setting.reverse,
         smc.guidance,
         setting.log_likelihood,
         smc.num_particles,

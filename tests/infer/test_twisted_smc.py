@@ -333,7 +333,7 @@ def test_models_that_do_not_fit_are_refused():
         a, b = numpyro.sample("a", PRIOR), numpyro.sample("b", PRIOR)
         numpyro.sample("y", dist.Normal(a + b, 1.0).to_event(1), obs=y)
 
-    with pytest.raises(ValueError, match=r"one diffusion site, got 'a' and \['b'\]"):
+    with pytest.raises(ValueError, match=r"to move 'a' alone, got \['b'\] beside it"):
         nd.infer.TwistedSMC(several, "a").run(jr.key(0), jnp.zeros(2))
 
     def between(y):

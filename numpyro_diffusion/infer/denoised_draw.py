@@ -1,0 +1,68 @@
+r"""Drawing what a noisy value was before the noise.
+
+$p(x | z) \propto p(x)\, N(z; x, \rho^2 I)$ is the law of $x_0$ given
+$x_t = \sqrt{\bar\alpha_t}\, z$ at the time whose angle has the tangent $\rho$: given
+$x_0$, $x_t / \sqrt{\bar\alpha_t}$ is $x_0$ plus noise of that width. So it is drawn by
+the end of the reverse chain, started there.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from numpyro_diffusion.prior import DiffusionPrior
+
+__all__ = ["checked_width", "denoised_draw"]
+
+
+def denoised_draw(
+    key: Array, prior: DiffusionPrior, z: Float[Array, "..."], rho: ArrayLike
+) -> Float[Array, "..."]:
+    r"""Draw x given z = x + rho * noise, by the end of the reverse chain.
+
+    Args:
+        key: Random key, used once.
+        prior: A prior over real numbers.
+        z: Noisy events, shape `(*batch, *event)`.
+        rho: Standard deviation of their noise, in the units of the data.
+
+    Returns:
+        One draw from $p(x | z)$ for each event, of the shape of `z`.
+
+    **Error:** that of the steps of the prior's own chain below the level of `rho`, the
+    first of them cut to start there: none for exact processes, first order in the step for
+    a network. These steps are also the number of network calls.
+    """
+    reverse, num_steps = prior.reverse, prior.num_steps
+    schedule = reverse.forward.schedule
+    start = schedule.time(jnp.arctan(rho))
+    events = jnp.sqrt(schedule.alpha_bar(start)) * z.reshape(-1, *prior.event_shape)
+    num_left = jnp.ceil(start * num_steps).astype(int)
+
+    def step(done: Array, x: Array) -> Array:
+        last = num_left - done
+        t, s = jnp.minimum(last / num_steps, start), (last - 1) / num_steps
+        keys = jax.random.split(jax.random.fold_in(key, done), len(x))
+        one = lambda key, x: jnp.asarray(reverse.transition(x, t, s).sample(key))
+        return jax.vmap(one)(keys, x).astype(x.dtype)
+
+    # How many steps there are depends on rho: the chain above its level is not run.
+    return jax.lax.fori_loop(0, num_left, step, events).reshape(z.shape)
+
+
+def checked_width(prior: DiffusionPrior, rho: Float[Array, ""]) -> Float[Array, ""]:
+    """`rho`, if the noise of the prior's schedule gets as wide.
+
+    Raises:
+        equinox.EquinoxRuntimeError: It does not.
+    """
+    widest = jnp.tan(prior.reverse.forward.schedule.angle(1.0))
+    return eqx.error_if(
+        rho,
+        # At the tangent's pole rounding may give it the other sign.
+        (widest > 0.0) & (rho > widest),
+        "denoised_draw: rho must not exceed the ratio of noise to signal that the prior's "
+        "schedule ends with.",
+    )
