@@ -190,23 +190,28 @@ def denoising_error(
         times = np.unique(np.ceil(times * reverse.num_steps - 1e-9)) / reverse.num_steps
     times = jnp.asarray(times)
 
+    keys = jax.random.split(key, len(times))
+    values = _mean_squares(reverse, as_float(data), times, keys, num_samples)
+    return DenoisingError(times, values)
+
+
+@eqx.filter_jit
+def _mean_squares(
+    reverse: Any, data: Array, times: Array, keys: Array, num_samples: int
+) -> Float[Array, " num_levels"]:
+    """Mean squared error at each of some times, a level after the other."""
+    copies = jnp.tile(data, (num_samples,) + (1,) * (data.ndim - 1))
+
     def one(x0: Array, t: Array, key: Array) -> Array:
         x_t = jnp.asarray(reverse.forward.marginal(x0, t).sample(key))
         return jnp.mean((reverse.denoise(x_t, t) - x0) ** 2)
 
-    @eqx.filter_jit
-    def levels(one: Callable, data: Array, times: Array, keys: Array) -> Array:
-        def level(inputs: tuple[Array, Array]) -> Array:
-            t, key = inputs
-            keys = jax.random.split(key, num_samples * len(data))
-            copies = jnp.tile(data, (num_samples,) + (1,) * (data.ndim - 1))
-            return jnp.mean(jax.vmap(one, (0, None, 0))(copies, t, keys))
+    def level(inputs: tuple[Array, Array]) -> Array:
+        t, key = inputs
+        keys = jax.random.split(key, len(copies))
+        return jnp.mean(jax.vmap(one, (0, None, 0))(copies, t, keys))
 
-        return jax.lax.map(level, (times, keys))
-
-    return DenoisingError(
-        times, levels(one, as_float(data), times, jax.random.split(key, len(times)))
-    )
+    return jax.lax.map(level, (times, keys))
 
 
 def _compiled_steps(

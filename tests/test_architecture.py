@@ -38,6 +38,7 @@ FLOORS = {
     "sites": 6,
     "infer": 7,
     "handlers": 7,
+    "diagnostics": 8,
     # apart: they name what they store, and may import anything below
     "checkpoint": 8,
     "pretrained": 9,

@@ -60,6 +60,7 @@ def test_separate_digits(tmp_path, capsys):
         num_warmup=2,
         num_samples=4,
         num_particles=2,
+        num_start_particles=4,
         chain_steps=4,
         out=tmp_path,
         progress_bar=False,

@@ -26,8 +26,12 @@ NAMES = [
     "guidance.Tweedie",
     "handlers.diffusion_sites",
     "handlers.guide",
+    "diagnostics.expected_coverage",
+    "diagnostics.kernel_stein_discrepancy",
+    "diagnostics.simulation_based_calibration",
     "infer.FlowReparam",
     "infer.ParticleGibbs",
+    "infer.SplitGibbs",
     "infer.TwistedSMC",
     "networks.MLP",
     "networks.UNet",
@@ -43,7 +47,9 @@ def test_name_is_callable(name):
 
 
 @pytest.mark.parametrize(
-    "module", [nd, nd.guidance, nd.handlers, nd.infer, nd.schedules], ids=str
+    "module",
+    [nd, nd.diagnostics, nd.guidance, nd.handlers, nd.infer, nd.schedules],
+    ids=str,
 )
 def test_all_is_true(module):
     missing = [name for name in module.__all__ if not hasattr(module, name)]

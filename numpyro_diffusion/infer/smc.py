@@ -67,11 +67,14 @@ class StepRecord(NamedTuple):
         ancestors: Index of each particle's ancestor, shape (num, P).
         ess: Effective number of particles before resampling, shape (P,).
         resampled: Whether the problem was resampled, shape (P,).
+        log_evidence: Log of the mean weight: the estimate of the evidence so far, shape
+            (P,).
     """
 
     ancestors: Int[Array, "num P"]
     ess: Float[Array, " P"]
     resampled: Bool[Array, " P"]
+    log_evidence: Float[Array, " P"]
 
 
 class ParticleSweep(eqx.Module):
@@ -209,11 +212,11 @@ class ParticleSweep(eqx.Module):
             # All that is known of the evidence so far stays in the weights' level.
             level = jax.nn.logsumexp(log_weights) - jnp.log(num)
             ancestors = jnp.where(needed, choose(key, log_weights), jnp.arange(num))
-            record = StepRecord(ancestors, ess, needed)
+            record = StepRecord(ancestors, ess, needed, level)
             return jnp.where(needed, level, log_weights), record
 
         keys = jax.random.split(key, log_weights.shape[1])
-        out_axes = (1, StepRecord(1, 0, 0))  # pyright: ignore[reportArgumentType]
+        out_axes = (1, StepRecord(1, 0, 0, 0))  # pyright: ignore[reportArgumentType]
         return jax.vmap(one, (0, 1), out_axes)(keys, log_weights)
 
 

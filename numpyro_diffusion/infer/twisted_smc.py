@@ -33,6 +33,8 @@ class SMCResult(NamedTuple):
         ess: Effective number of particles before each step, in the order of the chain
             from noise to data, and at the end, shape (num_steps + 1, P).
         resampled: Whether each step resampled, shape (num_steps, P).
+        log_evidence_path: The estimate as it stood before each step, and at the end, shape
+            (num_steps + 1, P). Before the end the twist stands in for the likelihood.
     """
 
     particles: Particles
@@ -40,6 +42,15 @@ class SMCResult(NamedTuple):
     log_evidence_error: Float[Array, " P"]
     ess: Float[Array, "num_times P"]
     resampled: Bool[Array, "num_steps P"]
+    log_evidence_path: Float[Array, "num_times P"]
+
+
+class _Trace(NamedTuple):
+    """Records of the steps, in the order of time: the last step comes first."""
+
+    ess: Float[Array, "num_steps P"]
+    resampled: Bool[Array, "num_steps P"]
+    log_evidence: Float[Array, "num_steps P"]
 
 
 def twisted_smc(
@@ -69,35 +80,37 @@ def twisted_smc(
     start_key, steps_key = jax.random.split(key)
     keys = jax.random.split(steps_key, len(grid) - 1)
     start = sweep.start(start_key, shape, others)
-    end, (ess, resampled) = _advance(sweep, start, grid[1:], grid[:-1], keys)
-    return _result(sweep.finish(end), ess, resampled)
+    end, trace = _advance(sweep, start, grid[1:], grid[:-1], keys)
+    return _result(sweep.finish(end), trace)
 
 
 def _advance(
     sweep: ParticleSweep, particles: Particles, t: Array, s: Array, keys: Array
-) -> tuple[Particles, tuple[Array, Array]]:
-    """Steps from times t to s, the last of the arrays first; records likewise reversed."""
+) -> tuple[Particles, _Trace]:
+    """Steps from times t to s, the last of the arrays first."""
 
-    def step(particles: Particles, inputs: tuple) -> tuple[Particles, tuple]:
+    def step(particles: Particles, inputs: tuple) -> tuple[Particles, _Trace]:
         t, s, key = inputs
         particles, record = sweep.step(particles, key, t, s)
-        return particles, (record.ess, record.resampled)
+        return particles, _Trace(record.ess, record.resampled, record.log_evidence)
 
     return jax.lax.scan(step, particles, (t, s, keys), reverse=True)
 
 
-def _result(particles: Particles, ess: Array, resampled: Array) -> SMCResult:
+def _result(particles: Particles, trace: _Trace) -> SMCResult:
     log_weights = particles.log_weights
     variance = jax.vmap(founders_variance, (1, 1, 0))(
         log_weights, particles.founders, particles.num_resampled
     )
     final_ess = jax.vmap(effective_sample_size, 1)(log_weights)
+    log_evidence = jax.nn.logsumexp(log_weights, axis=0) - math.log(len(log_weights))
     return SMCResult(
         particles,
-        jax.nn.logsumexp(log_weights, axis=0) - math.log(len(log_weights)),
+        log_evidence,
         jnp.sqrt(jnp.maximum(variance, 0.0)),
-        jnp.concatenate([ess[::-1], final_ess[None]]),
-        resampled[::-1],
+        jnp.concatenate([trace.ess[::-1], final_ess[None]]),
+        trace.resampled[::-1],
+        jnp.concatenate([trace.log_evidence[::-1], log_evidence[None]]),
     )
 
 
@@ -198,18 +211,17 @@ class TwistedSMC:
         num_steps = len(grid) - 1
         keys = jax.random.split(steps_key, num_steps)
         chunk = _chunk(num_steps) if self.progress_bar else num_steps
-        ess, resampled = [], []
+        traces = []
         bar = tqdm(total=num_steps, disable=not self.progress_bar, desc="TwistedSMC")
         with bar:
             for last in range(num_steps, 0, -chunk):
                 part = slice(last - chunk, last)
                 times = grid[1:][part], grid[:-1][part], keys[part]
-                particles, records = _steps(self, particles, times, args, kwargs)
-                ess.append(records[0])
-                resampled.append(records[1])
+                particles, trace = _steps(self, particles, times, args, kwargs)
+                traces.append(trace)
                 bar.update(chunk)
-        records = (jnp.concatenate(ess[::-1]), jnp.concatenate(resampled[::-1]))
-        result = _finish(self, particles, records, args, kwargs)
+        trace = jax.tree.map(lambda *parts: jnp.concatenate(parts), *traces[::-1])
+        result = _finish(self, particles, trace, args, kwargs)
         return TwistedSMCPosterior(self, result, draw_key, args, kwargs)
 
 
@@ -225,6 +237,8 @@ class TwistedSMCPosterior:
         ess: Effective number of particles before each step, noise first, and at the end,
             shape (num_steps + 1, num_problems).
         resampled: Whether each step resampled, shape (num_steps, num_problems).
+        log_evidence_path: The estimate as it stood before each step, and at the end, shape
+            (num_steps + 1, num_problems); see `diagnostics.evidence_trace`.
     """
 
     def __init__(
@@ -235,6 +249,7 @@ class TwistedSMCPosterior:
         self.log_weights = result.particles.log_weights
         self.ess = result.ess
         self.resampled = result.resampled
+        self.log_evidence_path = result.log_evidence_path
         shape = Setting(smc.model, smc.site, args, kwargs).evidence_shape
         self.log_evidence = result.log_evidence.reshape(shape)
         self.log_evidence_error = result.log_evidence_error.reshape(shape)
@@ -298,7 +313,7 @@ def _steps(
     times: tuple[Array, Array, Array],
     args: tuple,
     kwargs: dict[str, Any],
-) -> tuple[Particles, tuple[Array, Array]]:
+) -> tuple[Particles, _Trace]:
     sweep = _sweep(smc, Setting(smc.model, smc.site, args, kwargs))
     return _advance(sweep, particles, *times)
 
@@ -307,12 +322,12 @@ def _steps(
 def _finish(
     smc: TwistedSMC,
     particles: Particles,
-    records: tuple[Array, Array],
+    trace: _Trace,
     args: tuple,
     kwargs: dict[str, Any],
 ) -> SMCResult:
     sweep = _sweep(smc, Setting(smc.model, smc.site, args, kwargs))
-    return _result(sweep.finish(particles), *records)
+    return _result(sweep.finish(particles), trace)
 
 
 @eqx.filter_jit
