@@ -64,7 +64,8 @@ class ParticleGibbs(MCMCKernel):
     Args:
         model: The NumPyro model, the same object as for the other blocks.
         site: Name of the diffusion site; needed only if the model has several.
-        num_particles: Particles per problem, at least 2. More move more often.
+        num_particles: Particles per problem, at least 2. More move more often:
+            `particles_needed` says from a short run how many it takes.
         guidance: Proposal and twist; by default `MomentMatching()`.
         resample_below: Resample when the effective number of particles falls below this
             share of their number.
