@@ -146,7 +146,7 @@ def test_priors_that_cannot_move_jointly_are_refused():
         smc.run(jax.random.key(0), Y)
 
 
-def joint_block_z_scores(num_samples=6000):
+def joint_block_z_scores(num_samples=4000):
     """z-scores of all first and second moments of the sources, 27 of them."""
     kernel = nd.infer.ParticleGibbs(mixture, ["first", "second"], num_particles=8)
     mcmc = MCMC(kernel, num_warmup=50, num_samples=num_samples, progress_bar=False)
@@ -204,6 +204,7 @@ def test_sites_that_cannot_share_a_block_are_refused():
         start(nested, ["a", "c"])
 
 
+@pytest.mark.slow
 def test_a_choice_between_two_priors_by_their_evidence():
     """Posterior probability of each prior, against that of the two Gaussians."""
     y = jnp.array([0.2, 0.4])
