@@ -7,6 +7,7 @@ from numpyro_diffusion.infer.particle_gibbs import ParticleGibbs, ParticleGibbsS
 from numpyro_diffusion.infer.path_refresh import refresh_path
 from numpyro_diffusion.infer.smc import ParticleSweep
 from numpyro_diffusion.infer.split_gibbs import SplitGibbs, SplitGibbsState
+from numpyro_diffusion.infer.tuning import particles_needed
 from numpyro_diffusion.infer.twisted_smc import (
     TwistedSMC,
     TwistedSMCPosterior,
@@ -24,6 +25,7 @@ __all__ = [
     "TwistedSMCPosterior",
     "conditional_smc",
     "denoised_draw",
+    "particles_needed",
     "refresh_path",
     "reparam_diffusion",
     "twisted_smc",

@@ -1,7 +1,7 @@
 """A block kernel that draws a diffusion site exactly given all other latents."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,16 +10,11 @@ from jaxtyping import Array, Bool, Float, Num
 from numpyro.infer.mcmc import MCMCKernel
 
 from numpyro_diffusion.guidance import AbstractGuidance, MomentMatching
+from numpyro_diffusion.infer._block import Block
 from numpyro_diffusion.infer.conditional_smc import conditional_smc
 from numpyro_diffusion.infer.path_refresh import refresh_path
-from numpyro_diffusion.likelihood import Likelihood
-from numpyro_diffusion.prior import DiffusionPrior
 from numpyro_diffusion.samplers import noising_path
-from numpyro_diffusion.sites import (
-    check_marked_prior,
-    deterministics_too,
-    diffusion_site,
-)
+from numpyro_diffusion.sites import deterministics_too
 
 __all__ = ["ParticleGibbs", "ParticleGibbsState"]
 
@@ -46,7 +41,7 @@ class ParticleGibbsState(NamedTuple):
 
 
 class ParticleGibbs(MCMCKernel):
-    """Conditional SMC over the reverse chain of one diffusion site.
+    """Conditional SMC over the reverse chain of one diffusion site, or of several.
 
     A sweep has two parts: the trajectory behind the current value is refreshed by
     proposals of the forward process (`path_refresh`), then conditional SMC draws a new
@@ -58,13 +53,19 @@ class ParticleGibbs(MCMCKernel):
     steps. Meant as a block of `numpyro.infer.Gibbs`, beside `NUTS` for the other
     latents; alone it serves models whose only latent is the site.
 
+    Several sites can have a block each, or move jointly in one, as one problem: where the
+    data tie them together, as the sources of a sum are, separate blocks take short steps.
+    Their priors may have any schedules, but the same number of steps.
+
     Where the site stands in plates, their elements are sampled side by side, each with
     particles of its own.
 
     Args:
         model: The NumPyro model, the same object as for the other blocks.
-        site: Name of the diffusion site; needed only if the model has several.
-        num_particles: Particles per problem, at least 2. More move more often.
+        site: Name of the diffusion site, needed only if the model has several; or the names
+            of several, which then move jointly.
+        num_particles: Particles per problem, at least 2. More move more often:
+            `particles_needed` says from a short run how many it takes.
         guidance: Proposal and twist; by default `MomentMatching()`.
         resample_below: Resample when the effective number of particles falls below this
             share of their number.
@@ -73,7 +74,9 @@ class ParticleGibbs(MCMCKernel):
         ValueError: `num_particles` or `resample_below` out of range; at `init`, the
             model has no latent diffusion site, or `site` is not one, or the site's prior
             is scaled or masked, or depends on another latent while `diffusion_sites`
-            hides its density from that latent's block.
+            hides its density from that latent's block; or several sites cannot move
+            jointly.
+        TypeError: At `init`, one of several sites is over bits.
 
     **Error:** none in the limit of many sweeps. How well it mixes shows in the extra
     fields `moved`, `refreshed` and `ess` (`block_states.<i>.moved` under `Gibbs`).
@@ -93,7 +96,7 @@ class ParticleGibbs(MCMCKernel):
     def __init__(
         self,
         model: Callable,
-        site: str | None = None,
+        site: str | Sequence[str] | None = None,
         *,
         num_particles: int = 16,
         guidance: AbstractGuidance | None = None,
@@ -145,27 +148,20 @@ class ParticleGibbs(MCMCKernel):
     ) -> ParticleGibbsState:
         """Start from given values of the site, or from a draw of its prior."""
         value_key, path_key, rng_key = jax.random.split(rng_key, 3)
-        likelihood, site = self._likelihood(model_args, model_kwargs)
-        check_marked_prior(
-            self._model, site, model_args, dict(model_kwargs or {}), "ParticleGibbs"
-        )
-        prior: DiffusionPrior = likelihood.prior
-        if init_params and site in init_params:
-            value = jnp.asarray(init_params[site], likelihood.dtype)
-        else:
-            copies = likelihood.num_problems * likelihood.num_copies
-            value = likelihood.unstacked(prior.sample(value_key, (copies,)))
-        stack = likelihood.stacked(value)
+        block = Block(self._model, self._site, model_args, model_kwargs)
+        block.check_priors()
+        values = block.start(value_key, init_params)
+        stack = block.stacked(values)
         keys = jax.random.split(path_key, stack.shape[:2])
         noising = lambda key, x0: noising_path(
-            prior.reverse.forward, key, x0, prior.grid
+            block.reverse.forward, key, x0, block.grid
         )
         # The trajectory's axis first, then the stack's.
         path = jax.vmap(jax.vmap(noising, 0, 1), 0, 1)(keys, stack)
         self._sample_fn = self.sample
-        nothing_yet = jnp.zeros(likelihood.num_problems, jnp.result_type(float))
+        nothing_yet = jnp.zeros(block.num_problems, jnp.result_type(float))
         return ParticleGibbsState(
-            {site: value}, path, nothing_yet > 0.0, nothing_yet, nothing_yet, rng_key
+            values, path, nothing_yet > 0.0, nothing_yet, nothing_yet, rng_key
         )
 
     def sample(
@@ -176,22 +172,21 @@ class ParticleGibbs(MCMCKernel):
     ) -> ParticleGibbsState:
         """One sweep, given the other latents in `model_kwargs`."""
         refresh_key, key, rng_key = jax.random.split(state.rng_key, 3)
-        likelihood, site = self._likelihood(model_args, model_kwargs)
-        prior: DiffusionPrior = likelihood.prior
+        block = Block(self._model, self._site, model_args, model_kwargs)
         path, refreshed = refresh_path(
-            refresh_key, prior.reverse, state.path, prior.grid, self._num_particles
+            refresh_key, block.reverse, state.path, block.grid, self._num_particles
         )
         draw = conditional_smc(
             key,
-            prior.reverse,
+            block.reverse,
             self._guidance,
-            likelihood.per_problem,
+            block.per_problem,
             path,
-            prior.grid,
+            block.grid,
             self._num_particles,
             self._resample_below,
         )
-        z = {site: likelihood.unstacked(draw.path[0])}
+        z = block.values(draw.path[0])
         share = jnp.mean(refreshed, axis=1, dtype=draw.ess.dtype)
         return ParticleGibbsState(z, draw.path, draw.moved, share, draw.ess, rng_key)
 
@@ -225,12 +220,3 @@ class ParticleGibbs(MCMCKernel):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_sample_fn": None}
-
-    def _likelihood(
-        self, model_args: tuple, model_kwargs: dict[str, Any] | None
-    ) -> tuple[Likelihood, str]:
-        kwargs = dict(model_kwargs or {})
-        site = diffusion_site(
-            self._model, model_args, kwargs, self._site, "ParticleGibbs"
-        )
-        return Likelihood(self._model, site, model_args, kwargs), site

@@ -188,9 +188,11 @@ class SplitGibbs(MCMCKernel):
         args, kwargs = tuple(model_args), dict(model_kwargs or {})
         names = checked_sites(self._model, args, kwargs)
         is_warm = init_params is not None and set(names) <= set(init_params)
-        self._start_rho = self._initial_rho or (self._rho if is_warm else 10.0)
-        # A warm-up of no sweeps leaves no time for annealing.
         self._num_annealed = round(self._annealing * num_warmup)
+        if self._num_annealed == 0:  # no time to come down from a wider one
+            self._start_rho = self._rho
+        else:
+            self._start_rho = self._initial_rho or (self._rho if is_warm else 10.0)
         start = lambda key, params: self._started(key, num_warmup, params, args, kwargs)
         if is_prng_key(rng_key):
             self._sample_fn = self._swept

@@ -1,6 +1,10 @@
 """ParticleGibbs against closed-form posteriors, quadrature and enumeration."""
 
 import importlib
+import os
+import pathlib
+import subprocess
+import sys
 
 import arviz as az
 import equinox as eqx
@@ -18,6 +22,7 @@ import numpyro_diffusion as nd
 # The package exports a function under the second module's name.
 smc_room = importlib.import_module("numpyro_diffusion.infer.smc")
 conditional_room = importlib.import_module("numpyro_diffusion.infer.conditional_smc")
+ROOT = pathlib.Path(__file__).parents[2]
 FORWARD = nd.GaussianForward(nd.schedules.cosine())
 MEAN = jnp.array([1.0, -0.5])
 COVARIANCE = jnp.array([[1.0, 0.6], [0.6, 0.8]])
@@ -314,6 +319,50 @@ def test_chains_arviz_and_extra_fields(chain_method):
     np.testing.assert_allclose(posterior["twice"].values, 2 * posterior["x"].values)
     # Two chains from different keys are not the same chain.
     assert not np.allclose(posterior["sigma"][0], posterior["sigma"][1])
+
+
+@pytest.mark.slow
+def test_chains_in_parallel_are_those_in_sequence():
+    """On two devices, which must be asked for before JAX starts."""
+    code = """
+import jax, numpy as np, numpyro.distributions as dist, numpyro, jax.numpy as jnp
+import numpyro_diffusion as nd
+from numpyro.infer import MCMC, NUTS, Gibbs
+assert jax.local_device_count() == 2
+forward = nd.GaussianForward(nd.schedules.cosine())
+reverse = nd.analytic.GaussianReverse(forward, jnp.zeros(2), jnp.eye(2))
+prior = nd.DiffusionPrior(reverse, (2,), num_steps=4)
+def model(y):
+    sigma = numpyro.sample("sigma", dist.HalfNormal(1.0))
+    x = numpyro.sample("x", prior)
+    numpyro.sample("y", dist.Normal(x, sigma).to_event(1), obs=y)
+marked = nd.handlers.diffusion_sites(model)
+kernels = [
+    lambda: Gibbs([(nd.infer.ParticleGibbs(marked), ["x"]), (NUTS(marked), None)]),
+    lambda: nd.infer.SplitGibbs(model, rho=0.3),
+]
+for kernel in kernels:
+    found = []
+    for method in ("parallel", "sequential"):
+        mcmc = MCMC(kernel(), num_warmup=10, num_samples=10, num_chains=2,
+                    chain_method=method, progress_bar=False)
+        mcmc.run(jax.random.key(0), jnp.ones(2))
+        found.append(mcmc.get_samples(group_by_chain=True))
+    for name in ("x", "sigma"):
+        np.testing.assert_allclose(found[0][name], found[1][name], rtol=1e-4)
+    assert not np.allclose(found[0]["x"][0], found[0]["x"][1])
+print("same")
+"""
+    flags = "--xla_force_host_platform_device_count=2"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": flags, "JAX_ENABLE_X64": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip() == "same", done.stderr
 
 
 def test_progress_line_names_moves_and_particles():

@@ -1,7 +1,9 @@
 """Models with several diffusion priors, or one in a larger model, against closed forms."""
 
+import importlib
 import math
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,7 @@ from reference import gaussian_posterior, mean_z_scores
 import numpyro_diffusion as nd
 from numpyro_diffusion.infer.joint_reverse import JointReverse
 
+block_room = importlib.import_module("numpyro_diffusion.infer._block")
 COSINE = nd.GaussianForward(nd.schedules.cosine())
 GEOMETRIC = nd.GaussianForward(nd.schedules.geometric(1e-4, 1e4))
 TWEEDIE = nd.guidance.MomentMatching(nd.guidance.Tweedie())
@@ -143,6 +146,65 @@ def test_priors_that_cannot_move_jointly_are_refused():
         smc.run(jax.random.key(0), Y)
 
 
+def joint_block_z_scores(num_samples=4000):
+    """z-scores of all first and second moments of the sources, 27 of them."""
+    kernel = nd.infer.ParticleGibbs(mixture, ["first", "second"], num_particles=8)
+    mcmc = MCMC(kernel, num_warmup=50, num_samples=num_samples, progress_bar=False)
+    mcmc.run(jax.random.key(0), Y)
+    samples = mcmc.get_samples()
+    second = np.asarray(samples["second"]).reshape(-1, 4)
+    draws = np.concatenate([samples["first"], second], axis=1)
+    mean, covariance = gaussian_posterior(MEAN, COVARIANCE, SUM, np.asarray(Y), SIGMA)
+    centred, (i, j) = draws - mean, np.triu_indices(6)
+    products = mean_z_scores(centred[:, i] * centred[:, j], covariance[i, j])
+    return np.abs(np.concatenate([mean_z_scores(draws, mean), products]))
+
+
+def test_sources_of_two_kinds_move_jointly_in_one_block():
+    assert joint_block_z_scores().max() < LIMIT
+
+
+@pytest.mark.slow
+def test_control_a_joint_block_that_forgets_a_copy_is_rejected(monkeypatch):
+    """The control: the likelihood sees half of one of the sources."""
+    values = block_room.Block.values
+
+    def half(self, stack):
+        found = values(self, stack)
+        return {**found, "second": found["second"].at[1].multiply(0.5)}
+
+    def blind(self, stack):
+        monkeypatch.setattr(block_room.Block, "values", half)
+        log_likelihood = per_problem(self, stack)
+        monkeypatch.setattr(block_room.Block, "values", values)
+        return log_likelihood
+
+    per_problem = block_room.Block.per_problem
+    monkeypatch.setattr(block_room.Block, "per_problem", blind)
+    assert joint_block_z_scores().max() > 2 * LIMIT
+
+
+def test_sites_that_cannot_share_a_block_are_refused():
+    def nested(y):
+        a = numpyro.sample("a", STANDARD)
+        moved = eqx.tree_at(lambda r: r.mean, STANDARD.reverse, a)
+        b = numpyro.sample("b", nd.DiffusionPrior(moved, (1,), num_steps=8))
+        numpyro.sample("y", dist.Normal(a + b, 1.0).to_event(1), obs=y)
+
+    start = lambda model, sites: nd.infer.ParticleGibbs(model, sites).init(
+        jax.random.key(0), 0, None, (Y[:1],), {}
+    )
+    with pytest.raises(ValueError, match=r"prior of 'b' must not depend .* \['a'\]"):
+        start(nested, ["a", "b"])
+    with pytest.raises(ValueError, match=r"must name different .* got \['a', 'a'\]"):
+        start(nested, ["a", "a"])
+    with pytest.raises(ValueError, match=r"must name different .* got \[\]"):
+        start(nested, [])
+    with pytest.raises(ValueError, match="one of the latent diffusion sites"):
+        start(nested, ["a", "c"])
+
+
+@pytest.mark.slow
 def test_a_choice_between_two_priors_by_their_evidence():
     """Posterior probability of each prior, against that of the two Gaussians."""
     y = jnp.array([0.2, 0.4])
