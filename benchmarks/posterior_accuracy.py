@@ -238,7 +238,7 @@ def table(rows: list[dict]) -> str:
 
 def main() -> None:
     """Run the benchmark from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="seconds, for a test")
     parser.add_argument("--problems", type=int, default=20, help="problems per size")
     parser.add_argument("--dims", type=int, nargs="+", default=[8, 80])
