@@ -107,6 +107,45 @@ def test_bits_step_of_product():
     np.testing.assert_allclose(law_moments(tilted.proposal)[0], expected, rtol=1e-10)
 
 
+def test_product_refuses_a_step_without_a_variance():
+    """A sum of entries couples them: the row sums of its curvature can be anything."""
+    reverse, x_t = standard(2), jnp.array([[[0.4, -1.3]]])
+    far = jnp.array([[1.0, -3.0]])  # rows of A'A sum to -2 and 6: precision is negative
+    coupled = lambda x: linear(x, far, jnp.zeros(1), 0.1)
+
+    @jax.jit
+    def mean(x_t):
+        step = g.Product().step(reverse, coupled, x_t, 0.5, 0.3)
+        return law_moments(step.proposal)[0]
+
+    with pytest.raises(RuntimeError, match="Product: the guide must factorise"):
+        mean(x_t).block_until_ready()
+
+
+@pytest.mark.parametrize(
+    "guidance",
+    [
+        g.MomentMatching(),
+        TWEEDIE,
+        g.MeanShift(),
+        g.MeanShift(EXPECTED),
+        g.Product(),
+        g.Product(EXPECTED),
+        g.Unguided(),
+    ],
+    ids=["iso", "tweedie", "shift", "shift-exp", "product", "product-exp", "unguided"],
+)
+def test_where_nothing_is_observed_the_prior_comes_back(guidance):
+    reverse, x_t = standard(3, cosine()), jnp.array([[[0.4, -1.3, 2.0]]])
+    masked = dist.Normal(0.0, 0.1).mask(False)
+    nothing = lambda x: (masked.log_prob(x) * x).sum((1, 2))
+    step = guidance.step(reverse, nothing, x_t, 0.5, 0.3)
+    (mean, covariance), (at, width) = map(law_moments, (step.proposal, step.law))
+    np.testing.assert_allclose(mean, at, rtol=1e-12)
+    np.testing.assert_allclose(covariance, width, atol=1e-12)
+    np.testing.assert_array_equal(step.log_twist, 0.0)
+
+
 def test_mean_shift_refuses_bits():
     reverse = BinaryPatternsReverse(
         BernoulliForward(cosine()), jnp.array([1.0]), jnp.array([[1.0, 0.0]])

@@ -16,6 +16,7 @@ Guidances:
   transition by a guide $r_s(x_s)$. With the paper's guide, `ConstantGuide`, draws are
   biased however many steps are taken (for a Gaussian prior and likelihood they tend to
   the posterior under the *squared* likelihood). `ExpectedGuide` is the correction.
+- `DPS` moves each step down the gradient of the misfit: a baseline, not a posterior.
 - `Unguided` leaves everything to the weights, and needs no derivative of the likelihood.
 
 A value travels as a stack `(num_problems, num_copies, *event_shape)` (see `likelihood`),
@@ -33,6 +34,7 @@ from numpyro_diffusion.guidance.base import (
     over_stack,
 )
 from numpyro_diffusion.guidance.chain import draw_stack, guided_sample
+from numpyro_diffusion.guidance.dps import DPS
 from numpyro_diffusion.guidance.moment_matching import (
     AbstractCovariance,
     Isotropic,
@@ -50,6 +52,7 @@ from numpyro_diffusion.guidance.perturbation import (
 from numpyro_diffusion.guidance.unguided import Unguided
 
 __all__ = [
+    "DPS",
     "AbstractCovariance",
     "AbstractGuidance",
     "AbstractGuide",

@@ -156,7 +156,13 @@ class Product(AbstractGuidance):
         guide: What multiplies each step.
 
     Error: none beside the guide's own for guides that are Gaussian and factorise (or
-    factorise over bits).
+    factorise over bits). Of a guide that couples the entries, only the sums of the rows
+    of its curvature are seen: use `MeanShift` or `MomentMatching`.
+
+    Raises:
+        RuntimeError: While it runs, also under `jit`: the multiplied step has a variance
+            that is negative or no number, as where the guide couples the entries or is
+            more convex than the step is narrow.
 
     Source: Sohl-Dickstein et al. 2015, sections 2.5.3-2.5.4 and table App.1.
     """
@@ -201,6 +207,13 @@ class Product(AbstractGuidance):
         _, gradient = value_and_gradient(guide, mean)
         # Of a guide that factorises, the Hessian is diagonal: applied to ones it is seen.
         precision = 1.0 + variance * curvature(guide, mean, jnp.ones_like(mean))
+        precision = eqx.error_if(
+            precision,
+            ~jnp.all(precision > 0.0),  # NaN fails as well
+            "Product: the guide must factorise over the entries of the event and be less "
+            "convex than a step is narrow, but a multiplied step got a precision that is "
+            "not positive; use MeanShift or MomentMatching.",
+        )
         return _normal_stack(
             mean + variance * gradient / precision, variance / precision
         )

@@ -1,0 +1,99 @@
+r"""Diffusion posterior sampling: a baseline that users know.
+
+The paper moves each step's mean by $-\zeta\, \nabla_{x_t} \lVert y - A(\hat x_0(x_t))
+\rVert$. For Gaussian noise of deviation $\sigma_y$ that norm is $\sigma_y D$ with
+$D^2 = 2\, (\ell^* - \log p(y | \hat x_0))$, where $\ell^*$ is the log likelihood of a
+perfect fit; $D$ is defined for any likelihood that has a largest value.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jaxtyping import Array, Float, Num
+
+from numpyro_diffusion.forward import GaussianForward
+from numpyro_diffusion.guidance.base import (
+    AbstractGuidance,
+    LogLikelihood,
+    TiltedStep,
+    Time,
+    over_stack,
+    step_stack,
+    terminal_stack,
+)
+from numpyro_diffusion.reverse import AbstractReverse
+
+__all__ = ["DPS"]
+
+
+class DPS(AbstractGuidance):
+    r"""Move each step down the gradient of the misfit $D$ of its own problem.
+
+    A baseline: it seeks a good fit rather than draws from a posterior. The misfit is one
+    problem's alone; the paper's code takes one norm over the whole batch, so that the
+    batch changes the answer.
+
+    Attributes:
+        best: $\ell^*$, the log likelihood of a perfect fit: one number, or one per
+            problem. For Normal noise, the sum of `log_prob` of each observation at its
+            own value.
+        step_size: Factor of $\nabla D$; the paper's $\zeta$ times $\sigma_y$.
+
+    Error: has no limit in which it is exact, and `step_size` must be tuned.
+
+    Raises:
+        TypeError: The forward process is not Gaussian.
+        RuntimeError: While it runs: a log likelihood is larger than `best`, or no number.
+
+    Source: Chung et al. 2023, arXiv:2209.14687, algorithm 1.
+    """
+
+    best: Float[Array, "*P"] | float
+    step_size: float = 1.0
+
+    def start(
+        self,
+        reverse: AbstractReverse,
+        log_likelihood: LogLikelihood,
+        shape: tuple[int, ...],
+    ) -> tuple[dist.Distribution, dist.Distribution]:
+        law = terminal_stack(reverse, shape)
+        return law, law
+
+    def step(
+        self,
+        reverse: AbstractReverse,
+        log_likelihood: LogLikelihood,
+        x_t: Num[Array, "P C *event"],
+        t: Time,
+        s: Time,
+    ) -> TiltedStep:
+        if not isinstance(reverse.forward, GaussianForward):
+            raise TypeError(
+                "DPS: bits have no mean to shift; use MomentMatching, got "
+                f"{type(reverse.forward).__name__}."
+            )
+
+        def fit(x_t: Array) -> tuple[Array, tuple]:
+            x0_hat, law = step_stack(reverse, x_t, t, s)
+            values = log_likelihood(x0_hat)
+            return jnp.sum(values), (values, law)
+
+        gradient, (values, law) = jax.grad(fit, has_aux=True)(x_t)
+        gap = eqx.error_if(
+            self.best - values,
+            ~jnp.all(self.best >= values),  # NaN fails as well
+            "DPS: best must be the log likelihood of a perfect fit, but a larger one (or "
+            "one that is not a number) was met.",
+        )
+        # At a perfect fit the gradient is zero as well, and so is the shift.
+        misfit = jnp.sqrt(2.0 * jnp.where(gap > 0.0, gap, 1.0))
+        rate = self.step_size / misfit
+        shift = rate.reshape(-1, *(1,) * (x_t.ndim - 1)) * gradient
+
+        def shifted(law: dist.Distribution, shift: Array) -> dist.Distribution:
+            scale = jnp.sqrt(law.variance)
+            return dist.Normal(law.mean + shift, scale).to_event(shift.ndim)
+
+        return TiltedStep(law, over_stack(shifted)(law, shift), values)
