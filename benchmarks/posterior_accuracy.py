@@ -40,7 +40,7 @@ from tqdm.auto import tqdm
 import numpyro_diffusion as nd
 from numpyro_diffusion.analytic import MixtureReverse
 from numpyro_diffusion.flow import ProbabilityFlow
-from numpyro_diffusion.guidance import Isotropic, MomentMatching, Tweedie
+from numpyro_diffusion.guidance import DPS, Isotropic, MomentMatching, Tweedie
 
 RESULTS = Path(__file__).parent / "posterior_accuracy.json"
 DATA_SCALE = 11.4  # root of the mean square of an entry: 8 * sqrt(2) between, 1 within
@@ -239,6 +239,45 @@ def guide_of(guidance: MomentMatching) -> Method:
     return run
 
 
+def dps(key: jax.Array, problem: Problem, sizes: Sizes) -> Answer:
+    """Diffusion posterior sampling, its step of 1 per unit of the residual's norm."""
+    law = dist.Normal(0.0, problem.sigma).expand(problem.y.shape).to_event(1)
+    best = law.log_prob(jnp.zeros(problem.y.shape))
+    guidance = DPS(best, step_size=jnp.asarray(problem.sigma))
+    arguments, y = problem.arguments(sizes.num_steps), jnp.asarray(problem.y)
+    return Answer(_guided(guidance, key, arguments, y, sizes.num_draws))
+
+
+@eqx.filter_jit
+def _split(key: Any, starts: Any, arguments: tuple, y: Any, sizes: Sizes) -> Any:
+    mcmc = MCMC(
+        nd.infer.SplitGibbs(model, rho=0.3),
+        num_warmup=sizes.num_warmup,
+        num_samples=max(1, sizes.num_draws // sizes.num_chains),
+        num_chains=sizes.num_chains,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
+    init = None if starts is None else {"x": starts}
+    mcmc.run(key, *arguments, y=y, init_params=init)
+    return mcmc.get_samples()["x"]
+
+
+def split_gibbs(key: jax.Array, problem: Problem, sizes: Sizes) -> Answer:
+    """`SplitGibbs`, annealed from a wide tie."""
+    arguments, y = problem.arguments(sizes.num_steps), jnp.asarray(problem.y)
+    return Answer(_split(key, None, arguments, y, sizes))
+
+
+def split_gibbs_warm(key: jax.Array, problem: Problem, sizes: Sizes) -> Answer:
+    """`SplitGibbs`, started at draws of `TwistedSMC`."""
+    start_key, chain_key = jax.random.split(key)
+    starts = smc_of(TWEEDIE)(start_key, problem, sizes).draws
+    chosen = np.random.default_rng(0).permutation(len(starts))[: sizes.num_chains]
+    arguments, y = problem.arguments(sizes.num_steps), jnp.asarray(problem.y)
+    return Answer(_split(chain_key, jnp.asarray(starts)[chosen], arguments, y, sizes))
+
+
 @eqx.filter_jit
 def _chains(key: Any, starts: Any, arguments: tuple, y: Any, sizes: Sizes) -> Any:
     reparam = nd.infer.FlowReparam(sizes.flow_steps)
@@ -275,10 +314,15 @@ class Row(NamedTuple):
 ROWS = {
     "exact": Row("exact draws against exact draws", exact),
     "prior": Row("draws of the prior", prior_draws),
+    "dps": Row("guide, DPS (zeta 1)", dps),
     "guide_isotropic": Row("guide, calibrated variance", guide_of(ISOTROPIC)),
     "guide": Row("guide, Tweedie covariance", guide_of(TWEEDIE)),
     "smc_isotropic": Row("TwistedSMC, calibrated variance", smc_of(ISOTROPIC)),
     "smc": Row("TwistedSMC, Tweedie covariance", smc_of(TWEEDIE)),
+    "split": Row("SplitGibbs, rho 0.3, annealed", split_gibbs, (8,)),
+    "split_warm": Row(
+        "SplitGibbs, rho 0.3, started at TwistedSMC", split_gibbs_warm, (8,)
+    ),
     "nuts": Row("NUTS through the flow, started at TwistedSMC", flow_nuts, (8,)),
 }
 
