@@ -14,6 +14,7 @@ estimate minus exact, in nats. Intervals are 1.96 standard errors over the probl
     python benchmarks/posterior_accuracy.py                       # 40 minutes, two cores
     python benchmarks/posterior_accuracy.py --quick               # a minute, tiny numbers
     python benchmarks/posterior_accuracy.py --methods smc guide   # some of the rows
+    python benchmarks/posterior_accuracy.py --write               # what is kept, to docs/
 
 Published figures come from other code with the same constants, 20 problems and up to 10,000
 draws: MCGDiff, DDRM and DPS from Cardoso et al. 2024, table of version 2 (20 steps).
@@ -34,7 +35,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from numpyro.infer import MCMC, NUTS, Predictive
-from record import machine, today
+from record import machine, signature, today
 from tqdm.auto import tqdm
 
 import numpyro_diffusion as nd
@@ -43,6 +44,7 @@ from numpyro_diffusion.flow import ProbabilityFlow
 from numpyro_diffusion.guidance import DPS, Isotropic, MomentMatching, Tweedie
 
 RESULTS = Path(__file__).parent / "posterior_accuracy.json"
+DOCUMENT = Path(__file__).parents[1] / "docs" / "accuracy_mixture.md"
 DATA_SCALE = 11.4  # root of the mean square of an entry: 8 * sqrt(2) between, 1 within
 PUBLISHED = {
     "MCGDiff": {
@@ -251,7 +253,7 @@ def dps(key: jax.Array, problem: Problem, sizes: Sizes) -> Answer:
 @eqx.filter_jit
 def _split(key: Any, starts: Any, arguments: tuple, y: Any, sizes: Sizes) -> Any:
     mcmc = MCMC(
-        nd.infer.SplitGibbs(model, rho=0.3),
+        nd.infer.SplitGibbs(model, rho=0.3, initial_rho=30.0),
         num_warmup=sizes.num_warmup,
         num_samples=max(1, sizes.num_draws // sizes.num_chains),
         num_chains=sizes.num_chains,
@@ -396,13 +398,15 @@ def tables(results: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--table", action="store_true", help="print what is kept")
+    parser.add_argument(
+        "--write", action="store_true", help=f"write what is kept to {DOCUMENT.name}"
+    )
     parser.add_argument("--dims", nargs="*", type=int, default=[8, 80])
     parser.add_argument("--methods", nargs="*", default=list(ROWS), choices=list(ROWS))
     arguments = parser.parse_args()
     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    if arguments.table:
-        print(tables(kept))
+    if arguments.write:
+        DOCUMENT.write_text(tables(kept) + signature(kept.values()))
         return
     sizes = QUICK if arguments.quick else Sizes()
     if arguments.quick:

@@ -3,6 +3,8 @@
 import datetime
 import os
 import platform
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import jax
 
@@ -18,3 +20,11 @@ def machine() -> str:
 def today() -> str:
     """The date, as 2026-01-31."""
     return datetime.date.today().isoformat()
+
+
+def signature(rows: Iterable[Mapping[str, Any]]) -> str:
+    """A sentence that says when and on what some results were made."""
+    known = sorted({(row["date"], row["machine"]) for row in rows})
+    return (
+        "Run on " + "; ".join(f"{date}, {machine}" for date, machine in known) + ".\n"
+    )

@@ -25,6 +25,7 @@ of scale 0.001, a hundredth of the ring's radius, since guidance needs a slope.
 
     python benchmarks/sbibm.py            # about 20 minutes on two cores
     python benchmarks/sbibm.py --quick    # seconds, to see that it runs
+    python benchmarks/sbibm.py --write    # what is kept, to docs/
 
 Observations: sbi-benchmark/sbibm (MIT licence), Lueckmann et al. 2021, arXiv:2101.04653;
 C2ST with that paper's classifier.
@@ -45,7 +46,7 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 from numpyro.infer import MCMC, NUTS
-from record import machine, today
+from record import machine, signature, today
 from sklearn.model_selection import KFold, cross_val_score
 from sklearn.neural_network import MLPClassifier
 
@@ -53,6 +54,7 @@ import numpyro_diffusion as nd
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "sbibm.json"
+DOCUMENT = HERE.parent / "docs" / "accuracy_tasks.md"
 
 
 class Task(NamedTuple):
@@ -316,8 +318,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument(
+        "--write", action="store_true", help=f"write what is kept to {DOCUMENT.name}"
+    )
     arguments = parser.parse_args()
     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    if arguments.write:
+        DOCUMENT.write_text(f"{table(kept)}\n\n{signature(kept.values())}")
+        return
     for name in arguments.tasks:
         sizes = QUICK if arguments.quick else Sizes()
         found = evaluate(name, sizes, progress_bar=not arguments.quick)
