@@ -42,7 +42,7 @@ def simulation_based_calibration(
         `ranks` (integers from 0 to L) and `prior_sbc` (their transforms in (0, 1), where
         `arviz.plot_ecdf_pit` of ArviZ 1.x looks for them), both along the dimension
         `simulation`; and `p_values` along `test` (chi-square, Kolmogorov-Smirnov).
-        With ArviZ 0.23: `arviz.plot_ecdf(found["prior_sbc"]["x"].values,
+        With ArviZ 0.23: `arviz.plot_ecdf(found.prior_sbc.x.values,
         cdf=scipy.stats.uniform.cdf, difference=True)` for a scalar x. Of many p-values the
         smallest is to be compared with a level divided by their number.
 
