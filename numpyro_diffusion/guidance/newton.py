@@ -41,6 +41,7 @@ class _Newton(NamedTuple):
         preimage: u.
         shift: V u.
         gradient: Of the log likelihood at the shifted mean.
+        log_det: Of I + H V, as the last conjugate gradients saw it.
     """
 
     iteration: Array | int
@@ -48,6 +49,7 @@ class _Newton(NamedTuple):
     preimage: Float[Array, "P C *event"]
     shift: Float[Array, "P C *event"]
     gradient: Float[Array, "P C *event"]
+    log_det: Float[Array, " P"]
 
 
 class _ConjugateGradients(NamedTuple):
@@ -61,6 +63,7 @@ class _ConjugateGradients(NamedTuple):
     size: Float[Array, " P"]
     direction: Float[Array, "P C *event"]
     preimage: Float[Array, "P C *event"]
+    log_det: Float[Array, " P"]
 
 
 class Limits(NamedTuple):
@@ -79,7 +82,7 @@ def mode_preimage(
     x0_hat: Float[Array, "P C *event"],
     gradient_values: list,
     covariance_values: list,
-) -> Float[Array, "P C *event"]:
+) -> tuple[Float[Array, "P C *event"], Float[Array, " P"]]:
     r"""The preimage $u = V^{-1} \delta$ of the mode's shift, for each problem.
 
     Args:
@@ -92,9 +95,12 @@ def mode_preimage(
         covariance_values: What else the covariance depends on.
 
     Returns:
-        u, differentiable in the mean and all values. **Error:** where the likelihood is
+        u, differentiable in the mean and all values, and $\log\det(I + H V)$ at the mode,
+        whose derivative is left out. **Error:** where the likelihood is
         quadratic that of the conjugate gradients, `limits.tolerance`; else the last
-        Newton step left a gradient of less than 1e-3 of the first one.
+        Newton step left a gradient of less than 1e-3 of the first one. The determinant is
+        that on the space which the conjugate gradients spanned: all of it where H has few
+        eigenvalues that are not zero and all of them differ, as for few observations.
     """
     gradient_at = lambda x: gradient(x, *gradient_values)
     apply_covariance = lambda v: covariance(v, *covariance_values)
@@ -106,7 +112,7 @@ def mode_preimage(
     def iterate(state: _Newton) -> _Newton:
         here = x0_hat + state.shift
         bent = lambda v: -jax.jvp(gradient_at, (here,), (v,))[1]
-        preimage, shift = _conjugate_gradients(
+        preimage, shift, log_det = _conjugate_gradients(
             state.gradient - state.preimage,
             apply_covariance,
             bent,
@@ -126,11 +132,16 @@ def mode_preimage(
             state.preimage + size * preimage,
             state.shift + step,
             gradient,
+            jnp.where(taken > 0.0, log_det, state.log_det),
         )
 
     nowhere = 0.0 * first  # what is not a number stays so
-    start = _Newton(0, dot(first, first) > 0.0, nowhere, nowhere, first)
-    return jax.lax.while_loop(running, iterate, start).preimage
+    active = dot(first, first) > 0.0
+    start = _Newton(
+        0, active, nowhere, nowhere, first, jnp.zeros(len(first), first.dtype)
+    )
+    end = jax.lax.while_loop(running, iterate, start)
+    return end.preimage, end.log_det
 
 
 def _step_size(
@@ -178,9 +189,9 @@ def _jvp(
     limits: Limits,
     primals: tuple,
     tangents: tuple,
-) -> tuple[Array, Array]:
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     """The implicit function's derivative; a loop has none."""
-    preimage = mode_preimage(gradient, covariance, limits, *primals)
+    preimage, log_det = mode_preimage(gradient, covariance, limits, *primals)
 
     def right_side(
         x0_hat: Array, gradient_values: list, covariance_values: list
@@ -198,7 +209,8 @@ def _jvp(
         + 0.0 * mode * v
     )
     apply_covariance = lambda v: covariance(v, *covariance_values)
-    return preimage, _solve(change, apply_covariance, bent, limits)
+    slope = _solve(change, apply_covariance, bent, limits)
+    return (preimage, log_det), (slope, jnp.zeros_like(log_det))
 
 
 def _solve(
@@ -236,12 +248,13 @@ def _conjugate_gradients(
     curvature: Callable[[Array], Array],
     max_iterations: int,
     tolerance: float,
-) -> tuple[Float[Array, "P C *event"], Float[Array, "P C *event"]]:
+) -> tuple[Float[Array, "P C *event"], Float[Array, "P C *event"], Float[Array, " P"]]:
     r"""Solve $(V^{-1} + H)\, \delta = g$ for each problem, preconditioned with V.
 
     V is never inverted: beside each direction p its preimage $V^{-1} p$ is carried.
-    Returns $V^{-1} \delta$ and $\delta$. Where already the first direction, $V g$, has no
-    positive curvature, it is what is returned.
+    Returns $V^{-1} \delta$, $\delta$ and $\log\det(I + H V)$ on the space spanned: step
+    lengths are the inverse pivots of Lanczos' tridiagonal matrix. Where already the first
+    direction, $V g$, has no positive curvature, it is what is returned.
     """
     image = covariance(gradient)
     size = dot(gradient, image)
@@ -256,8 +269,8 @@ def _conjugate_gradients(
         # Downhill all the way: as far as the prior alone would go.
         is_lost = state.active & (bend <= 0.0) & (state.iteration == 0)
         active = state.active & (bend > 0.0)
-        length = jnp.where(active, state.size / jnp.where(active, bend, 1.0), 0.0)
-        length = _spread(jnp.where(is_lost, 1.0, length), bent)
+        pivot = jnp.where(active, state.size / jnp.where(active, bend, 1.0), 0.0)
+        length = _spread(jnp.where(is_lost, 1.0, pivot), bent)
         residual = state.residual - jnp.where(_spread(active, bent), length * bent, 0.0)
         image = covariance(residual)
         size = dot(residual, image)
@@ -272,11 +285,20 @@ def _conjugate_gradients(
             size,
             image + ratio * state.direction,
             residual + ratio * state.preimage,
+            state.log_det - jnp.log(jnp.where(active, pivot, 1.0)),
         )
 
     nothing = jnp.zeros_like(gradient)
     start = _ConjugateGradients(
-        0, size > 0.0, nothing, nothing, gradient, size, image, gradient
+        0,
+        size > 0.0,
+        nothing,
+        nothing,
+        gradient,
+        size,
+        image,
+        gradient,
+        jnp.zeros_like(size),
     )
     end = jax.lax.while_loop(running, iterate, start)
-    return end.solution, end.shift
+    return end.solution, end.shift, end.log_det

@@ -77,9 +77,19 @@ class ExpectedGuide(AbstractGuide):
 
     Attributes:
         matching: The approximation.
+
+    Raises:
+        ValueError: `matching` has `determinant=True`, which has no derivative.
     """
 
     matching: MomentMatching = MomentMatching()
+
+    def __check_init__(self) -> None:
+        if self.matching.determinant:
+            raise ValueError(
+                "ExpectedGuide: matching must have determinant=False, got True: a guide "
+                "is differentiated, and the determinant is known without its derivative."
+            )
 
     def log_prob(
         self,
