@@ -12,7 +12,8 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from numpyro.infer import MCMC, NUTS, Gibbs
+from numpyro.infer import MCMC, NUTS, Gibbs, Predictive
+from scipy.stats import chisquare
 
 import numpyro_diffusion as nd
 from numpyro_diffusion import diagnostics
@@ -180,3 +181,149 @@ def test_twisted_smc_is_calibrated(prior):
 @pytest.mark.slow
 def test_control_twisted_smc_with_the_wrong_power_of_sigma_is_rejected():
     assert smc_p_values(OVERLAPPING, power=2).min() < REJECTED
+
+
+# Guidance alone
+
+
+@pytest.mark.slow
+@BOTH_PRIORS
+def test_guidance_alone_is_reported(prior, capsys, record_property):
+    """What correcting it is worth; given sigma, which guidance does not infer.
+
+    Nothing holds it to a bound: six p-values for x[0], x[1] and the log likelihood.
+    """
+    model = model_with(prior)
+    statistics = {
+        "x": lambda values, data: values["x"],
+        "log_likelihood": lambda values, data: noise(
+            values["x"], data["sigma"]
+        ).log_prob(data["y"]),
+    }
+
+    def sample(key, data):
+        known = {"sigma": jnp.broadcast_to(data["sigma"], NUM_DRAWS)}
+        guided = Predictive(nd.handlers.guide(model), known, return_sites=["x"])
+        return guided(key, y=data["y"])
+
+    found = p_values(model, sample, statistics, observed=("y", "sigma"))
+    record_property("p_values", found.tolist())
+    with capsys.disabled():
+        print(f"\nguidance alone, p-values: {np.array2string(found, precision=2)}")
+
+
+# Bits: the five phases of the heartbeat by enumeration
+
+PATTERNS = jnp.asarray(nd.datasets.heartbeat_patterns(), float)
+HEARTBEAT = nd.DiffusionPrior(
+    nd.analytic.BinaryPatternsReverse(
+        nd.BernoulliForward(nd.schedules.signal_linear(), 0.2),
+        jnp.full(5, 0.2),
+        PATTERNS,
+    ),
+    (20,),
+    num_steps=50,
+)
+FLIP, WRONG_FLIP, NUM_REPEATS = 0.2, 0.35, 24
+
+
+def flipped(x, flip):
+    """The law of bits of which each is flipped with probability `flip`."""
+    return dist.BernoulliProbs(flip + (1.0 - 2.0 * flip) * x).to_event(1)
+
+
+def exact_phases(y):
+    """Probabilities of the five phases given y, and the log evidence."""
+    log_joint = jnp.log(0.2) + flipped(PATTERNS, FLIP).log_prob(y[:, None])
+    return jax.nn.softmax(log_joint), jax.nn.logsumexp(log_joint, axis=1)
+
+
+def ambiguous_beats(num_beats=8):
+    """Of a hundred noisy heartbeats those whose phase is least certain."""
+    clean_key, noise_key = jax.random.split(jax.random.key(0))
+    clean = PATTERNS[jax.random.randint(clean_key, (100,), 0, 5)]
+    y = flipped(clean, FLIP).sample(noise_key)
+    largest = exact_phases(y)[0].max(1)
+    return y[jnp.argsort(largest)[:num_beats]]
+
+
+def heartbeat_model(flip):
+    """Repetitions of each observation: independent problems, whose scatter is known."""
+
+    def model(y):
+        with numpyro.plate("repeats", NUM_REPEATS), numpyro.plate("beats", len(y)):
+            x = numpyro.sample("x", HEARTBEAT)
+            numpyro.sample("y", flipped(x, flip), obs=y)
+
+    return model
+
+
+def phase_z_scores(draws, y):
+    """Of the phases' frequencies, by the scatter of the repetitions.
+
+    Phases below one in a hundred are left out: too few draws for a normal law.
+    """
+    matches = (np.asarray(draws)[..., None, :] == np.asarray(PATTERNS)).all(-1)
+    assert matches.any(-1).all()  # nothing but heartbeats
+    found = matches.mean(0)  # beats, repeats, phases
+    exact = np.asarray(exact_phases(y)[0])
+    error = found.std(1, ddof=1) / np.sqrt(NUM_REPEATS)
+    kept = exact > 0.01
+    return ((found.mean(1) - exact)[kept]) / error[kept]
+
+
+# At most 28 scores of Student's t with 23 degrees of freedom: one beyond six is met once
+# in ten thousand seeds.
+LIMIT = 6.0
+
+
+def test_the_heartbeat_chain_ends_in_heartbeats_of_equal_probability():
+    draws = np.asarray(HEARTBEAT.sample(jax.random.key(0), (4000,)))
+    counts = (draws[:, None] == np.asarray(PATTERNS)).all(-1).sum(0)
+    assert counts.sum() == 4000
+    assert chisquare(counts).pvalue > 1e-3
+
+
+def repeated(y):
+    return jnp.repeat(y[:, None], NUM_REPEATS, axis=1)
+
+
+def heartbeat_smc(y, flip):
+    smc = nd.infer.TwistedSMC(heartbeat_model(flip), num_particles=256)
+    return smc.run(jax.random.key(1), repeated(y))
+
+
+@pytest.mark.slow
+def test_twisted_smc_finds_the_phases_of_the_heartbeat():
+    y = ambiguous_beats()
+    posterior = heartbeat_smc(y, FLIP)
+    assert np.abs(phase_z_scores(posterior.get_samples()["x"], y)).max() < LIMIT
+    # The estimates are unbiased: the mean of them over the evidence is one.
+    ratio = np.exp(posterior.log_evidence - exact_phases(y)[1][:, None]).ravel()
+    assert abs(ratio.mean() - 1.0) < 5 * ratio.std() / np.sqrt(ratio.size)
+
+
+@pytest.mark.slow
+def test_control_twisted_smc_with_the_wrong_flips_finds_other_phases():
+    y = ambiguous_beats()
+    draws = heartbeat_smc(y, WRONG_FLIP).get_samples()["x"]
+    assert np.abs(phase_z_scores(draws, y)).max() > 2 * LIMIT
+
+
+def heartbeat_gibbs(y, flip):
+    kernel = nd.infer.ParticleGibbs(heartbeat_model(flip), num_particles=8)
+    mcmc = MCMC(kernel, num_warmup=30, num_samples=100, progress_bar=False)
+    mcmc.run(jax.random.key(1), repeated(y))
+    return mcmc.get_samples()["x"]
+
+
+@pytest.mark.slow
+def test_particle_gibbs_finds_the_phases_of_the_heartbeat():
+    y = ambiguous_beats(3)
+    assert np.abs(phase_z_scores(heartbeat_gibbs(y, FLIP), y)).max() < LIMIT
+
+
+@pytest.mark.slow
+def test_control_particle_gibbs_with_the_wrong_flips_finds_other_phases():
+    y = ambiguous_beats(3)
+    assert np.abs(phase_z_scores(heartbeat_gibbs(y, WRONG_FLIP), y)).max() > 2 * LIMIT
