@@ -359,6 +359,13 @@ def evaluate(name: str, d: int, d_y: int, sizes: Sizes) -> dict[str, Any]:
     }
 
 
+def keep(name: str, found: dict[str, Any]) -> None:
+    """Write one result beside those that are there, which other runs may have added."""
+    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    kept[name] = found
+    RESULTS.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n")
+
+
 def mean_and_interval(values: list[float], digits: int = 2) -> str:
     """Mean, and 1.96 standard errors over the problems."""
     error = 1.96 * np.std(values, ddof=1) / np.sqrt(len(values))
@@ -418,11 +425,11 @@ def main() -> None:
             if d not in ROWS[name].dims:
                 continue
             for d_y in (1, 2, 4):
-                kept[f"{name}, {d}, {d_y}"] = evaluate(name, d, d_y, sizes)
-                jax.clear_caches()  # programs of other shapes, which take memory
+                found = evaluate(name, d, d_y, sizes)
+                kept[f"{name}, {d}, {d_y}"] = found
                 if not arguments.quick:
-                    text = json.dumps(dict(sorted(kept.items())), indent=1)
-                    RESULTS.write_text(text + "\n")
+                    keep(f"{name}, {d}, {d_y}", found)
+                jax.clear_caches()  # programs of other shapes, which take memory
     print(tables(kept))
 
 

@@ -13,7 +13,11 @@ from jax.test_util import check_grads
 
 from numpyro_diffusion import DataPrediction, DenoisingReverse, GaussianForward
 from numpyro_diffusion import guidance as g
-from numpyro_diffusion.analytic import BinaryPatternsReverse, GaussianReverse
+from numpyro_diffusion.analytic import (
+    BinaryPatternsReverse,
+    GaussianReverse,
+    MixtureReverse,
+)
 from numpyro_diffusion.forward import BernoulliForward
 from numpyro_diffusion.guidance.base import over_stack, tilted_bits
 from numpyro_diffusion.reverse import DenoisingError
@@ -243,6 +247,37 @@ def test_tweedie_is_exact_conditioning(t, getkey):
     twists = [condition(x)[1][0] for x in points]
     exact = [exact_condition(reverse, x, t)[1] for x in points]
     np.testing.assert_allclose(twists[1] - twists[0], exact[1] - exact[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("t", [0.5, 0.7])
+def test_with_its_determinant_the_twist_is_the_density_of_the_data(t, getkey):
+    """For a mixture the covariance of x_0 given x_t varies, and so does the factor."""
+    weights, means = (
+        jnp.array([0.3, 0.7]),
+        jnp.array([[2.0, -1.0, 0.5], [-2.0, 1.0, 0.0]]),
+    )
+    reverse = MixtureReverse(
+        GaussianForward(cosine()), weights, means, jnp.ones_like(means)
+    )
+    matching = lambda on: g.MomentMatching(g.Tweedie(), tolerance=1e-12, determinant=on)
+    constants = []
+    for x in 2.0 * jr.normal(getkey(), (4, 3)):
+        (x0, _), apply = g.Tweedie().step(reverse, x[None, None], t, 0.0)
+        dense = jnp.stack([apply(v[None, None])[0, 0] for v in jnp.eye(3)])
+        spread = OPERATOR @ dense @ OPERATOR.T + 0.09 * jnp.eye(2)
+        exact = dist.MultivariateNormal(OPERATOR @ x0[0, 0], spread).log_prob(Y)
+        twist = lambda on, x=x: matching(on).condition(
+            reverse, linear, x[None, None], t
+        )[1][0]
+        np.testing.assert_allclose(twist(True), exact, atol=1e-8)
+        constants.append(twist(False) - exact)
+    # Control: what is left out without it is no constant.
+    assert np.ptp(constants) > 0.1
+
+
+def test_a_guide_that_is_differentiated_refuses_the_determinant():
+    with pytest.raises(ValueError, match=r"determinant=False, got True"):
+        g.ExpectedGuide(g.MomentMatching(determinant=True))
 
 
 def test_default_tolerance_and_control_of_scale():
