@@ -21,9 +21,10 @@ Two columns tell what is possible: the true posterior against itself (other draw
 prior against it, which is the control.
 
 The half ring ends sharply. Beyond its ends the model's log likelihood falls as a parabola
-of scale 0.001, a hundredth of the ring's radius, since guidance needs a slope.
+of scale 0.001, a hundredth of the ring's radius, since guidance needs a slope; the density
+then holds 0.8 % too much.
 
-    python benchmarks/sbibm.py            # about 20 minutes on two cores
+    python benchmarks/sbibm.py            # the first two tasks: half an hour
     python benchmarks/sbibm.py --quick    # seconds, to see that it runs
     python benchmarks/sbibm.py --write    # what is kept, to docs/
 

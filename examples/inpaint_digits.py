@@ -6,7 +6,7 @@ posterior of the digits and the scale is drawn: ParticleGibbs for the digits, NU
 the scale, as two blocks of NumPyro's own Gibbs. Prints an ArviZ summary; writes a
 picture and the posterior as a NetCDF file.
 
-    python examples/inpaint_digits.py          # under 3 minutes on two cores
+    python examples/inpaint_digits.py          # under a minute on two cores
 """
 
 import argparse

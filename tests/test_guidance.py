@@ -371,6 +371,22 @@ def test_steps_that_overshoot_are_halved():
     np.testing.assert_allclose(twist, maxima, atol=1e-4)
 
 
+@pytest.mark.parametrize("variance", [1.0, 25.0, 100.0])
+def test_no_step_ends_lower_than_it_began(variance):
+    """Heavy tails far from the data: slopes alone let a step jump over the peak."""
+    reverse = GaussianReverse(
+        GaussianForward(cosine()), jnp.zeros(3), variance * jnp.eye(3)
+    )
+    x, t = jnp.zeros((1, 1, 3)), 1.0
+    tails = lambda x: dist.StudentT(2.0, x, 0.1).log_prob(5.0).sum((1, 2))
+    twists = [
+        float(g.MomentMatching(max_newton=n).condition(reverse, tails, x, t)[1][0])
+        for n in (0, 1, 2, 5, 10, 30)
+    ]
+    assert np.all(np.diff(twists) >= -1e-9)
+    assert twists[-1] > twists[0]
+
+
 def test_the_twist_of_a_nonlinear_likelihood_is_differentiable_twice(getkey):
     reverse, x = gaussian(), 0.3 * jr.normal(getkey(), (1, 1, 3))
     # Log-concave and smooth, so that the mode moves smoothly with x.

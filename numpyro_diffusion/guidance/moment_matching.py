@@ -109,16 +109,17 @@ class MomentMatching(AbstractGuidance):
     With $\hat x_0$ and V the mean and covariance of $x_0 | x_t$, the mean moves to
     $m = \hat x_0 + \delta$ where $\delta$ maximises
     $\log p(y | \hat x_0 + \delta) - \frac12 \delta^\top V^{-1} \delta$, and
-    $\log \psi_t$ is that maximum, up to a term that does not depend on x for Gaussian
-    likelihoods. The maximum is found by Newton's method; each step solves
-    $(V^{-1} + H)\, \Delta = b$ without matrices, by conjugate gradients preconditioned
-    with V, H being minus the Hessian of the log likelihood: as many iterations as H has
-    distinct eigenvalues when V is isotropic (two for inpainting).
+    $\log \psi_t$ is that maximum, up to a determinant that does not depend on x for
+    Gaussian likelihoods where V does not (see `determinant`). The maximum, a local one, is
+    found by Newton's method; each step solves $(V^{-1} + H)\, \Delta = b$ without
+    matrices, by conjugate gradients preconditioned with V, H being minus the Hessian of
+    the log likelihood: as many iterations as H has distinct eigenvalues when V is
+    isotropic (two for inpainting).
 
     For likelihoods that are quadratic in x one Newton step is exact, and one is taken. For
     others, steps that overshoot are halved, and Newton goes on until its quadratic model
-    holds. Where H is not positive enough, the conjugate gradients stop at the last point of
-    positive curvature.
+    holds, for `max_newton` steps at most. Where H is not positive enough, the conjugate
+    gradients stop at the last point of positive curvature.
 
     Bits: the log-odds of each denoised bit are shifted by the difference the bit makes
     to the log likelihood.
@@ -132,8 +133,8 @@ class MomentMatching(AbstractGuidance):
             x_t if V does, as Tweedie's: under a Gaussian likelihood the twist is then
             the density of y itself. It comes from the conjugate gradients at no cost, and
             is exact for fewer observations than `max_iterations` which differ in how
-            well they are known; of many alike it counts one. It has no derivative here,
-            so that `ExpectedGuide` refuses it.
+            well they are known; of many alike it counts one. Its derivative is not known
+            here (it is not a number), so that `ExpectedGuide` refuses it.
 
     Source: Rozet et al. 2024, arXiv:2405.13712, for Gaussian likelihoods.
     """
@@ -192,13 +193,13 @@ class MomentMatching(AbstractGuidance):
             return law, *tilted_bits(x0_hat, log_likelihood)
         (x0_hat, law), covariance = self.covariance.step(reverse, x_t, t, s)
         # Closed-over values as arguments, so that a derivative reaches them.
-        gradient, gradient_values = jax.closure_convert(
-            lambda x: value_and_gradient(log_likelihood, x)[1], x0_hat
+        likelihood, likelihood_values = jax.closure_convert(
+            lambda x: value_and_gradient(log_likelihood, x), x0_hat
         )
         covariance, covariance_values = jax.closure_convert(covariance, x0_hat)
         limits = Limits(self.max_iterations, self.tolerance, self.max_newton)
         preimage, log_det = mode_preimage(
-            gradient, covariance, limits, x0_hat, gradient_values, covariance_values
+            likelihood, covariance, limits, x0_hat, likelihood_values, covariance_values
         )
         shift = covariance(preimage, *covariance_values)
         log_twist = log_likelihood(x0_hat + shift) - 0.5 * dot(preimage, shift)

@@ -40,7 +40,8 @@ class _Newton(NamedTuple):
         active: Whether there is more to be done.
         preimage: u.
         shift: V u.
-        gradient: Of the log likelihood at the shifted mean.
+        value: The log likelihood at the shifted mean.
+        gradient: Its gradient there.
         log_det: Of I + H V, as the last conjugate gradients saw it.
     """
 
@@ -48,8 +49,14 @@ class _Newton(NamedTuple):
     active: Bool[Array, " P"]
     preimage: Float[Array, "P C *event"]
     shift: Float[Array, "P C *event"]
+    value: Float[Array, " P"]
     gradient: Float[Array, "P C *event"]
     log_det: Float[Array, " P"]
+
+    @property
+    def objective(self) -> Float[Array, " P"]:
+        """What is maximised."""
+        return self.value - 0.5 * dot(self.preimage, self.shift)
 
 
 class _ConjugateGradients(NamedTuple):
@@ -76,42 +83,44 @@ class Limits(NamedTuple):
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
 def mode_preimage(
-    gradient: Callable[..., Array],
+    likelihood: Callable[..., tuple[Array, Array]],
     covariance: Callable[..., Array],
     limits: Limits,
     x0_hat: Float[Array, "P C *event"],
-    gradient_values: list,
+    likelihood_values: list,
     covariance_values: list,
 ) -> tuple[Float[Array, "P C *event"], Float[Array, " P"]]:
     r"""The preimage $u = V^{-1} \delta$ of the mode's shift, for each problem.
 
     Args:
-        gradient: Gradient of the log likelihood, as `jax.closure_convert` gives it: called
-            with x and `gradient_values`.
+        likelihood: Log likelihood of each problem and its gradient, as
+            `jax.closure_convert` gives them: called with x and `likelihood_values`.
         covariance: Applies V, likewise with `covariance_values`.
         limits: When to stop.
         x0_hat: The mean.
-        gradient_values: What else the gradient depends on.
+        likelihood_values: What else the likelihood depends on.
         covariance_values: What else the covariance depends on.
 
     Returns:
-        u, differentiable in the mean and all values, and $\log\det(I + H V)$ at the mode,
-        whose derivative is left out. **Error:** where the likelihood is
-        quadratic that of the conjugate gradients, `limits.tolerance`; else the last
-        Newton step left a gradient of less than 1e-3 of the first one. The determinant is
-        that on the space which the conjugate gradients spanned: all of it where H has few
-        eigenvalues that are not zero and all of them differ, as for few observations.
+        u, differentiable in the mean and all values, and $\log\det(I + H V)$ before the
+        last step, whose derivative is not a number. **Error:** where the likelihood is
+        quadratic that of the conjugate gradients, `limits.tolerance` if that takes no more
+        than their limit; else the last Newton step left a gradient of about 1e-3 of the
+        first one, or `max_newton` ended it sooner. The maximum is a local one, never below
+        where it started. The determinant is that on the space which the conjugate
+        gradients spanned: all of it where H has few eigenvalues that are not zero and all
+        of them differ, as for few observations of different precision.
     """
-    gradient_at = lambda x: gradient(x, *gradient_values)
+    at = lambda x: likelihood(x, *likelihood_values)
     apply_covariance = lambda v: covariance(v, *covariance_values)
-    first = gradient_at(x0_hat)
+    value, first = at(x0_hat)
 
     def running(state: _Newton) -> Array:
         return (state.iteration < limits.max_newton) & jnp.any(state.active)
 
     def iterate(state: _Newton) -> _Newton:
         here = x0_hat + state.shift
-        bent = lambda v: -jax.jvp(gradient_at, (here,), (v,))[1]
+        bent = lambda v: -jax.jvp(lambda x: at(x)[1], (here,), (v,))[1]
         preimage, shift, log_det = _conjugate_gradients(
             state.gradient - state.preimage,
             apply_covariance,
@@ -119,98 +128,105 @@ def mode_preimage(
             limits.max_iterations,
             limits.tolerance,
         )
-        size, ahead = _step_size(gradient_at, here, state, preimage, shift)
-        step = size * shift
-        gradient = jnp.where(size > 0.0, ahead, state.gradient)
+        size, value, gradient = _step_size(at, here, state, preimage, shift)
+        step, taken = size * shift, size.reshape(-1)
+        gradient = jnp.where(size > 0.0, gradient, state.gradient)
         surprise = gradient - state.gradient + bent(step)
         tolerated = _MODEL_ERROR**2 * dot(first, first)
-        taken = size.reshape(-1)
         is_model_wrong = (taken < 1.0) | (dot(surprise, surprise) > tolerated)
         return _Newton(
             state.iteration + 1,
             state.active & (taken > 0.0) & is_model_wrong,
             state.preimage + size * preimage,
             state.shift + step,
+            jnp.where(taken > 0.0, value, state.value),
             gradient,
             jnp.where(taken > 0.0, log_det, state.log_det),
         )
 
     nowhere = 0.0 * first  # what is not a number stays so
     active = dot(first, first) > 0.0
-    start = _Newton(
-        0, active, nowhere, nowhere, first, jnp.zeros(len(first), first.dtype)
-    )
+    start = _Newton(0, active, nowhere, nowhere, value, first, jnp.zeros_like(value))
     end = jax.lax.while_loop(running, iterate, start)
     return end.preimage, end.log_det
 
 
 def _step_size(
-    gradient_at: Callable[[Array], Array],
+    at: Callable[[Array], tuple[Array, Array]],
     here: Float[Array, "P C *event"],
     state: _Newton,
     preimage: Float[Array, "P C *event"],
     shift: Float[Array, "P C *event"],
-) -> tuple[Float[Array, "P 1 *ones"], Float[Array, "P C *event"]]:
-    """Halve the step until it does not overshoot: its size, and the gradient there.
+) -> tuple[Float[Array, "P 1 *ones"], Float[Array, " P"], Float[Array, "P C *event"]]:
+    """Halve the step until it does not overshoot: its size, and value and gradient there.
 
-    It overshoots if, at its end, the way back is steeper than half of what the way there
-    was at its start. Slopes are compared and not values, of which the digits run out when
-    there are many data.
+    It overshoots if the objective falls, or if at its end the way back is steeper than
+    half of what the way there was at its start. Of many data the objective knows no digits
+    behind its rounding, which is why the slopes are asked as well.
     """
     slope = dot(state.gradient - state.preimage, shift)
-    gradient_after = lambda size: gradient_at(here + size * shift)
+    epsilon = jnp.finfo(shift.dtype).eps
 
-    def overshoots(size: Array, gradient: Array) -> Array:
-        ahead = gradient - state.preimage - size * preimage
+    def overshoots(size: Array, value: Array, gradient: Array) -> Array:
+        ahead = state._replace(
+            preimage=state.preimage + size * preimage,
+            shift=state.shift + size * shift,
+            value=value,
+        )
+        way_back = dot(gradient - ahead.preimage, shift)
+        rounding = 16.0 * epsilon * (jnp.abs(value) + jnp.abs(state.value))
         # Written so that what is not a number counts as overshooting.
-        return _spread(~(dot(ahead, shift) >= -0.5 * slope), shift)
+        is_fine = (way_back >= -0.5 * slope) & (
+            ahead.objective >= state.objective - rounding
+        )
+        return _spread(~is_fine, shift)
 
     def running(inputs: tuple) -> Array:
-        halvings, size, gradient = inputs
-        is_long = overshoots(size, gradient) & _spread(state.active, shift)
+        halvings, *trial = inputs
+        is_long = overshoots(*trial) & _spread(state.active, shift)
         return (halvings < _MAX_HALVINGS) & jnp.any(is_long)
 
     def halve(inputs: tuple) -> tuple:
-        halvings, size, gradient = inputs
-        size = jnp.where(overshoots(size, gradient), 0.5 * size, size)
-        return halvings + 1, size, gradient_after(size)
+        halvings, size, *there = inputs
+        size = jnp.where(overshoots(size, *there), 0.5 * size, size)
+        return halvings + 1, size, *at(here + size * shift)
 
     whole = _spread(state.active, shift).astype(shift.dtype)
-    start = (0, whole, gradient_after(whole))
-    _, size, gradient = jax.lax.while_loop(running, halve, start)
+    start = (0, whole, *at(here + whole * shift))
+    _, size, value, gradient = jax.lax.while_loop(running, halve, start)
     # A step that leads nowhere is not taken.
-    return jnp.where(overshoots(size, gradient), 0.0, size), gradient
+    size = jnp.where(overshoots(size, value, gradient), 0.0, size)
+    return size, value, gradient
 
 
 @mode_preimage.defjvp
 def _jvp(
-    gradient: Callable[..., Array],
+    likelihood: Callable[..., tuple[Array, Array]],
     covariance: Callable[..., Array],
     limits: Limits,
     primals: tuple,
     tangents: tuple,
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     """The implicit function's derivative; a loop has none."""
-    preimage, log_det = mode_preimage(gradient, covariance, limits, *primals)
+    preimage, log_det = mode_preimage(likelihood, covariance, limits, *primals)
 
     def right_side(
-        x0_hat: Array, gradient_values: list, covariance_values: list
+        x0_hat: Array, likelihood_values: list, covariance_values: list
     ) -> Array:
         shift = covariance(preimage, *covariance_values)
-        return gradient(x0_hat + shift, *gradient_values)
+        return likelihood(x0_hat + shift, *likelihood_values)[1]
 
-    x0_hat, gradient_values, covariance_values = primals
+    x0_hat, likelihood_values, covariance_values = primals
     mode = x0_hat + covariance(preimage, *covariance_values)
     _, change = jax.jvp(right_side, primals, tangents)
+    gradient = lambda x: likelihood(x, *likelihood_values)[1]
     # The zero keeps JAX from meeting a symbolic one, which custom_linear_solve does not
     # accept when the curvature is constant (JAX 0.10).
-    bent = lambda v: (
-        -jax.jvp(lambda x: gradient(x, *gradient_values), (mode,), (v,))[1]
-        + 0.0 * mode * v
-    )
+    bent = lambda v: -jax.jvp(gradient, (mode,), (v,))[1] + 0.0 * mode * v
     apply_covariance = lambda v: covariance(v, *covariance_values)
     slope = _solve(change, apply_covariance, bent, limits)
-    return (preimage, log_det), (slope, jnp.zeros_like(log_det))
+    # Who asks for the determinant's derivative shall see that there is none.
+    return (preimage, log_det), (slope, jnp.full_like(log_det, jnp.nan))
 
 
 def _solve(

@@ -168,6 +168,18 @@ class _SideBySide(dist.Distribution):
     def support(self) -> constraints.Constraint:
         return constraints.real_vector
 
+    @property
+    def mean(self) -> Float[Array, " size"]:
+        return self._moment(lambda law: law.mean)
+
+    @property
+    def variance(self) -> Float[Array, " size"]:
+        return self._moment(lambda law: law.variance)
+
+    def _moment(self, moment: Callable) -> Float[Array, " size"]:
+        parts = [jax.vmap(moment)(law).reshape(-1) for law in self.laws]
+        return jnp.concatenate(parts)
+
     def sample(self, key: Array | None, sample_shape: tuple[int, ...] = ()) -> Array:
         def one(key: Array) -> Array:
             keys = jax.random.split(key, len(self.laws))
