@@ -383,10 +383,13 @@ def tables(results: dict[str, Any]) -> str:
         lines += [f"| method | {head} | s per problem |", "|---|---|---|---|---|"]
         for name, row in ROWS.items():
             found = [results.get(f"{name}, {kind}") for kind in kinds]
-            if all(found):
-                cells = " | ".join(mean_and_interval(f["distances"]) for f in found)
-                seconds = np.mean([f["seconds_per_problem"] for f in found])
-                fewest = min(len(f["distances"]) for f in found)
+            known = [f for f in found if f]
+            if known:
+                cells = " | ".join(
+                    mean_and_interval(f["distances"]) if f else "-" for f in found
+                )
+                seconds = np.mean([f["seconds_per_problem"] for f in known])
+                fewest = min(len(f["distances"]) for f in known)
                 label = (
                     row.label if fewest == 20 else f"{row.label} ({fewest} problems)"
                 )
@@ -422,7 +425,7 @@ def main() -> None:
     arguments = parser.parse_args()
     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     if arguments.write:
-        DOCUMENT.write_text(tables(kept) + signature(kept.values()))
+        DOCUMENT.write_text(f"{tables(kept)}\n{signature(kept.values())}")
         return
     sizes = QUICK if arguments.quick else Sizes()
     if arguments.problems is not None:
