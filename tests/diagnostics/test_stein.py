@@ -57,6 +57,7 @@ def test_the_default_length_is_the_median_distance():
     np.testing.assert_allclose(found.attrs["length_scale"], np.median(distances))
 
 
+@pytest.mark.slow
 def test_p_values_are_uniform_for_exact_draws():
     """The bootstrap is exact only for many draws; with 150 of them no test sees it."""
     keys = jax.random.split(jax.random.key(1), 80)

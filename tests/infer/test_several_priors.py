@@ -160,6 +160,7 @@ def joint_block_z_scores(num_samples=4000):
     return np.abs(np.concatenate([mean_z_scores(draws, mean), products]))
 
 
+@pytest.mark.slow
 def test_sources_of_two_kinds_move_jointly_in_one_block():
     assert joint_block_z_scores().max() < LIMIT
 
