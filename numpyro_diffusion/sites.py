@@ -16,12 +16,14 @@ from numpyro_diffusion.prior import DiffusionPrior
 
 __all__ = [
     "Unobserved",
+    "check_fixed_prior",
     "check_marked_prior",
     "depending_sites",
     "deterministics_too",
     "diffusion_site",
     "free_followers",
     "is_diffusion_site",
+    "latent_diffusion_sites",
     "traced",
 ]
 
@@ -29,6 +31,13 @@ __all__ = [
 def is_diffusion_site(msg: Mapping[str, Any]) -> bool:
     """Whether a sample message's distribution is a (wrapped) `DiffusionPrior`."""
     return isinstance(unwrapped(msg["fn"]), DiffusionPrior)
+
+
+def latent_diffusion_sites(
+    model: Callable, args: tuple, kwargs: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """The latent diffusion sites of a model, as NumPyro's trace records them."""
+    return prior_sites(model, args, kwargs, lambda fn: isinstance(fn, DiffusionPrior))
 
 
 def diffusion_site(
@@ -51,9 +60,7 @@ def diffusion_site(
         ValueError: There is no latent diffusion site, or not the one that is named, or
             several and no name.
     """
-    found = list(
-        prior_sites(model, args, kwargs, lambda fn: isinstance(fn, DiffusionPrior))
-    )
+    found = list(latent_diffusion_sites(model, args, kwargs))
     if not found:
         raise ValueError(
             f"{caller}: the model must have a latent diffusion site, that is "
@@ -117,6 +124,25 @@ def depending_sites(
         name: frozenset().union(*leaves) & frozenset(values)
         for name, leaves in found.items()
     }
+
+
+def check_fixed_prior(site: str, parents: frozenset[str], caller: str) -> None:
+    """Refuse a diffusion prior that depends on other latents.
+
+    Args:
+        site: Name of its site.
+        parents: Latents that it depends on, as by `depending_sites`.
+        caller: Who asks, for the error.
+
+    Raises:
+        ValueError: There are some.
+    """
+    if parents:
+        raise ValueError(
+            f"{caller}: the prior of {site!r} must not depend on other latents, but it "
+            f"does on {sorted(parents)}. Move the dependence into the likelihood (sample "
+            "x from a fixed prior and use scale * x)."
+        )
 
 
 def check_marked_prior(

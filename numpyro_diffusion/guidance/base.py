@@ -18,7 +18,11 @@ __all__ = [
     "TiltedStep",
     "Time",
     "curvature",
+    "dot",
+    "moments",
+    "normal_stack",
     "over_stack",
+    "spread",
     "step_stack",
     "terminal_stack",
     "tilted_bits",
@@ -93,6 +97,27 @@ def over_stack(function: Callable) -> Callable:
         )
 
     return mapped
+
+
+def dot(a: Array, b: Array) -> Float[Array, " P"]:
+    """The inner product of two stacks, for each problem."""
+    return jnp.sum(a * b, axis=tuple(range(1, a.ndim)))
+
+
+def spread(scalars: Array, like: Array) -> Array:
+    """One number per problem, in the shape (P, 1, ...) of the stack `like`."""
+    return scalars.reshape(-1, *(1,) * (like.ndim - 1))
+
+
+def moments(law: dist.Distribution) -> tuple[Array, Array]:
+    """Means and variances of a stack of laws."""
+    return over_stack(lambda law: (law.mean, law.variance))(law)
+
+
+def normal_stack(mean: Array, variance: Array) -> dist.Distribution:
+    """Factorised normal laws, one for each event of a stack."""
+    normal = lambda m, v: dist.Normal(m, jnp.sqrt(v)).to_event(m.ndim)
+    return over_stack(normal)(mean, variance)
 
 
 def step_stack(reverse: AbstractReverse, x_t: Array, t: Time, s: Time) -> ReverseStep:

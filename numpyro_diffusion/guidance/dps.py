@@ -18,7 +18,9 @@ from numpyro_diffusion.guidance.base import (
     LogLikelihood,
     TiltedStep,
     Time,
-    over_stack,
+    moments,
+    normal_stack,
+    spread,
     step_stack,
     terminal_stack,
 )
@@ -89,11 +91,6 @@ class DPS(AbstractGuidance):
         )
         # At a perfect fit the gradient is zero as well, and so is the shift.
         misfit = jnp.sqrt(2.0 * jnp.where(gap > 0.0, gap, 1.0))
-        rate = self.step_size / misfit
-        shift = rate.reshape(-1, *(1,) * (x_t.ndim - 1)) * gradient
-
-        def shifted(law: dist.Distribution, shift: Array) -> dist.Distribution:
-            scale = jnp.sqrt(law.variance)
-            return dist.Normal(law.mean + shift, scale).to_event(shift.ndim)
-
-        return TiltedStep(law, over_stack(shifted)(law, shift), values)
+        shift = spread(self.step_size / misfit, x_t) * gradient
+        mean, variance = moments(law)
+        return TiltedStep(law, normal_stack(mean + shift, variance), values)

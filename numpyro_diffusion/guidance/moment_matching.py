@@ -15,13 +15,14 @@ from numpyro_diffusion.guidance.base import (
     LogLikelihood,
     TiltedStep,
     Time,
+    dot,
     over_stack,
     step_stack,
     terminal_stack,
     tilted_bits,
     value_and_gradient,
 )
-from numpyro_diffusion.guidance.newton import Limits, dot, mode_preimage
+from numpyro_diffusion.guidance.newton import Limits, mode_preimage
 from numpyro_diffusion.reverse import AbstractReverse, DenoisingError, ReverseStep
 
 __all__ = ["AbstractCovariance", "Isotropic", "MomentMatching", "Tweedie"]

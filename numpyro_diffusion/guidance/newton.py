@@ -23,7 +23,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-__all__ = ["Limits", "dot", "mode_preimage"]
+from numpyro_diffusion.guidance.base import dot, spread
+
+__all__ = ["Limits", "mode_preimage"]
 
 # A Newton step is the last one if the gradient came out as its quadratic model said, up to
 # this share of the first gradient.
@@ -179,11 +181,11 @@ def _step_size(
         is_fine = (way_back >= -0.5 * slope) & (
             ahead.objective >= state.objective - rounding
         )
-        return _spread(~is_fine, shift)
+        return spread(~is_fine, shift)
 
     def running(inputs: tuple) -> Array:
         halvings, *trial = inputs
-        is_long = overshoots(*trial) & _spread(state.active, shift)
+        is_long = overshoots(*trial) & spread(state.active, shift)
         return (halvings < _MAX_HALVINGS) & jnp.any(is_long)
 
     def halve(inputs: tuple) -> tuple:
@@ -191,7 +193,7 @@ def _step_size(
         size = jnp.where(overshoots(size, *there), 0.5 * size, size)
         return halvings + 1, size, *at(here + size * shift)
 
-    whole = _spread(state.active, shift).astype(shift.dtype)
+    whole = spread(state.active, shift).astype(shift.dtype)
     start = (0, whole, *at(here + whole * shift))
     _, size, value, gradient = jax.lax.while_loop(running, halve, start)
     # A step that leads nowhere is not taken.
@@ -249,15 +251,6 @@ def _solve(
     return jax.lax.custom_linear_solve(system, right_side, solve, transpose_solve)
 
 
-def dot(a: Array, b: Array) -> Float[Array, " P"]:
-    """The inner product of two stacks, for each problem."""
-    return jnp.sum(a * b, axis=tuple(range(1, a.ndim)))
-
-
-def _spread(scalars: Array, like: Array) -> Array:
-    return scalars.reshape(-1, *(1,) * (like.ndim - 1))
-
-
 def _conjugate_gradients(
     gradient: Float[Array, "P C *event"],
     covariance: Callable[[Array], Array],
@@ -286,12 +279,12 @@ def _conjugate_gradients(
         is_lost = state.active & (bend <= 0.0) & (state.iteration == 0)
         active = state.active & (bend > 0.0)
         pivot = jnp.where(active, state.size / jnp.where(active, bend, 1.0), 0.0)
-        length = _spread(jnp.where(is_lost, 1.0, pivot), bent)
-        residual = state.residual - jnp.where(_spread(active, bent), length * bent, 0.0)
+        length = spread(jnp.where(is_lost, 1.0, pivot), bent)
+        residual = state.residual - jnp.where(spread(active, bent), length * bent, 0.0)
         image = covariance(residual)
         size = dot(residual, image)
         ratio = jnp.where(active, size / jnp.where(active, state.size, 1.0), 0.0)
-        ratio = _spread(ratio, bent)
+        ratio = spread(ratio, bent)
         return _ConjugateGradients(
             state.iteration + 1,
             active & (size > goal),

@@ -14,6 +14,8 @@ from numpyro_diffusion.guidance.base import (
     TiltedStep,
     Time,
     curvature,
+    moments,
+    normal_stack,
     over_stack,
     terminal_stack,
     tilted_bits,
@@ -147,11 +149,11 @@ class MeanShift(AbstractGuidance):
                 "MeanShift: bits have no mean to shift; use Product, got "
                 f"{type(reverse.forward).__name__}."
             )
-        mean, variance = _moments(law)
+        mean, variance = moments(law)
         _, gradient = value_and_gradient(
             lambda x: self.guide.log_prob(reverse, log_likelihood, x, s), mean
         )
-        return _normal_stack(mean + variance * gradient, variance)
+        return normal_stack(mean + variance * gradient, variance)
 
 
 class Product(AbstractGuidance):
@@ -208,7 +210,7 @@ class Product(AbstractGuidance):
         s: Time,
     ) -> dist.Distribution:
         guide = lambda x: self.guide.log_prob(reverse, log_likelihood, x, s)
-        mean, variance = _moments(law)
+        mean, variance = moments(law)
         if isinstance(reverse.forward, BernoulliForward):
             probability, _ = tilted_bits(mean, guide)
             return over_stack(lambda p: dist.BernoulliProbs(p).to_event(p.ndim))(
@@ -224,15 +226,6 @@ class Product(AbstractGuidance):
             "convex than a step is narrow, but a multiplied step got a precision that is "
             "not positive; use MeanShift or MomentMatching.",
         )
-        return _normal_stack(
+        return normal_stack(
             mean + variance * gradient / precision, variance / precision
         )
-
-
-def _moments(law: dist.Distribution) -> tuple[Array, Array]:
-    return over_stack(lambda law: (law.mean, law.variance))(law)
-
-
-def _normal_stack(mean: Array, variance: Array) -> dist.Distribution:
-    normal = lambda m, v: dist.Normal(m, jnp.sqrt(v)).to_event(m.ndim)
-    return over_stack(normal)(mean, variance)

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from numpyro_diffusion.infer.joint_reverse import JointReverse
-from numpyro_diffusion.likelihood import Likelihood, OmitPrior, prior_sites
-from numpyro_diffusion.prior import DiffusionPrior
+from numpyro_diffusion.likelihood import Likelihood, OmitPrior
 from numpyro_diffusion.sites import (
     check_marked_prior,
     depending_sites,
     diffusion_site,
+    latent_diffusion_sites,
     traced,
 )
 
@@ -61,8 +61,7 @@ class Block:
         rest = self._names[1:]
         # Besides the first, the sites are latents with values whose prior is the chain's.
         self._weighed = OmitPrior(model, select=lambda msg: msg["name"] in rest)
-        is_prior = lambda fn: isinstance(fn, DiffusionPrior)
-        sites = prior_sites(model, args, self._kwargs, is_prior)
+        sites = latent_diffusion_sites(model, args, self._kwargs)
         zeros = {name: sites[name]["value"] for name in self._names}
         self._likelihoods = [self._likelihood(name, zeros) for name in self._names]
         first = self._likelihoods[0]

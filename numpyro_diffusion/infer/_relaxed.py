@@ -11,16 +11,17 @@ from numpyro.handlers import reparam
 from numpyro.infer.reparam import Reparam
 
 from numpyro_diffusion.kernel_reverse import KernelReverse
-from numpyro_diffusion.likelihood import Likelihood, prior_sites, unwrapped
-from numpyro_diffusion.prior import DiffusionPrior
+from numpyro_diffusion.likelihood import Likelihood, unwrapped
 from numpyro_diffusion.sites import (
+    check_fixed_prior,
     check_marked_prior,
     depending_sites,
     diffusion_site,
+    latent_diffusion_sites,
     traced,
 )
 
-__all__ = ["Relaxed", "checked_sites", "latent_sites", "offset_name", "offsets"]
+__all__ = ["Relaxed", "checked_sites", "offset_name", "offsets"]
 
 TIES = "_split_gibbs"
 """Keyword under which the values and the width reach the relaxed model."""
@@ -81,24 +82,17 @@ class _Tie(Reparam):
         return None, self._x + self._rho * numpyro.sample(offset_name(name), unit)
 
 
-def latent_sites(
-    model: Callable, args: tuple, kwargs: Mapping[str, Any]
-) -> dict[str, dict[str, Any]]:
-    """The latent diffusion sites of a model, as NumPyro's trace records them."""
-    return prior_sites(model, args, kwargs, lambda fn: isinstance(fn, DiffusionPrior))
-
-
 def checked_sites(
     model: Callable, args: tuple, kwargs: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
-    """The same, all of a kind that can be split.
+    """The latent diffusion sites of a model, all of a kind that can be split.
 
     Raises:
         ValueError: There is none, or its prior depends on another latent, is masked or
             scaled, or belongs to a `KernelReverse`.
         TypeError: A site is over bits.
     """
-    found = latent_sites(model, args, kwargs)
+    found = latent_diffusion_sites(model, args, kwargs)
     if not found:
         diffusion_site(model, args, kwargs, None, "SplitGibbs")  # says what is missing
     sites = traced(model, args, kwargs, {})
@@ -121,12 +115,7 @@ def checked_sites(
                 f"SplitGibbs: the prior of {name!r} must have a reverse process that can "
                 "start at any time, got a KernelReverse; use infer.ParticleGibbs."
             )
-        if parents[name]:
-            raise ValueError(
-                f"SplitGibbs: the prior of {name!r} must not depend on other latents, but "
-                f"it does on {sorted(parents[name])}. Move the dependence into the "
-                "likelihood (sample x from a fixed prior and use scale * x)."
-            )
+        check_fixed_prior(name, parents[name], "SplitGibbs")
         check_marked_prior(model, name, args, dict(kwargs), "SplitGibbs")
         others = {other: v for other, v in latents.items() if other != name}
         Likelihood(model, name, args, kwargs, others)  # refuses scales and masks

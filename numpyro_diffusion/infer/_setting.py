@@ -8,13 +8,14 @@ import numpy as np
 from jaxtyping import Array
 
 from numpyro_diffusion.infer.joint_reverse import JointReverse
-from numpyro_diffusion.likelihood import Likelihood, OmitPrior, prior_sites
-from numpyro_diffusion.prior import DiffusionPrior
+from numpyro_diffusion.likelihood import Likelihood, OmitPrior
 from numpyro_diffusion.sites import (
     Unobserved,
+    check_fixed_prior,
     depending_sites,
     diffusion_site,
     free_followers,
+    latent_diffusion_sites,
     traced,
 )
 
@@ -81,8 +82,7 @@ class Setting:
 
     def _diffusion_sites(self, site: str | None) -> list[str]:
         """All of them, the first one first."""
-        is_prior = lambda fn: isinstance(fn, DiffusionPrior)
-        found = list(prior_sites(self._model, self._args, self._kwargs, is_prior))
+        found = list(latent_diffusion_sites(self._model, self._args, self._kwargs))
         if site is None and len(found) > 1:
             return found
         name = diffusion_site(self._model, self._args, self._kwargs, site, "TwistedSMC")
@@ -121,13 +121,7 @@ class Setting:
         run = lambda values: traced(self._model, self._args, self._kwargs, values)
         depends_on = depending_sites(run, values)
         for name in self._names:
-            parents = sorted(depends_on[name])
-            if parents:
-                raise ValueError(
-                    f"TwistedSMC: the prior of {name!r} must not depend on other "
-                    f"latents, but it does on {parents}. Move the dependence into the "
-                    "likelihood (sample x from a fixed prior and use scale * x)."
-                )
+            check_fixed_prior(name, depends_on[name], "TwistedSMC")
 
     def _likelihood(self, name: str, values: Mapping[str, Array]) -> Likelihood:
         others = {other: v for other, v in values.items() if other != name}

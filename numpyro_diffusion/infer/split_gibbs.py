@@ -39,13 +39,12 @@ from numpyro.util import is_prng_key
 from numpyro_diffusion.infer._relaxed import (
     Relaxed,
     checked_sites,
-    latent_sites,
     offset_name,
     offsets,
 )
 from numpyro_diffusion.infer.denoised_draw import checked_width, denoised_draw
 from numpyro_diffusion.likelihood import unwrapped
-from numpyro_diffusion.sites import deterministics_too, traced
+from numpyro_diffusion.sites import deterministics_too, latent_diffusion_sites, traced
 
 __all__ = ["SplitGibbs", "SplitGibbsState"]
 
@@ -254,7 +253,7 @@ class SplitGibbs(MCMCKernel):
     ) -> SplitGibbsState:
         value_key, tie_key, inner_key, rng_key = jax.random.split(key, 4)
         given = dict(given or {})
-        sites = latent_sites(self._model, args, kwargs)
+        sites = latent_diffusion_sites(self._model, args, kwargs)
         rho = jnp.asarray(self._start_rho)
         x, relaxed = {}, {}
         for i, (name, site) in enumerate(sites.items()):
@@ -294,7 +293,7 @@ class SplitGibbs(MCMCKernel):
     ) -> SplitGibbsState:
         key, rng_key = jax.random.split(state.rng_key)
         rho = self._width(state.num_sweeps)
-        sites = latent_sites(self._model, args, kwargs)
+        sites = latent_diffusion_sites(self._model, args, kwargs)
         x = {
             name: denoised_draw(
                 jax.random.fold_in(key, i),
