@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from numpyro_diffusion.guidance import over_stack
-from numpyro_diffusion.schedules import uniform_grid
 
 
 def law_moments(laws):
@@ -21,23 +20,26 @@ def law_moments(laws):
     return mean[0, 0], covariance[0, 0]
 
 
-@eqx.filter_jit
 def chain_moments(reverse, guidance, log_likelihood, dim, num_steps):
     """Push mean and covariance through every proposal; no sampling, no rounding."""
-    grid = uniform_grid(num_steps)
-    start = law_moments(guidance.start(reverse, log_likelihood, (1, 1, dim))[1])
+    return _push(reverse, guidance, log_likelihood, dim, jnp.asarray(num_steps))
 
-    def step(moments, times):
+
+@eqx.filter_jit
+def _push(reverse, guidance, log_likelihood, dim, num_steps):
+    """The number of steps is an argument: one program serves chains of any length."""
+
+    def step(done, moments):
         mean, covariance = moments
+        t, s = (num_steps - done) / num_steps, (num_steps - done - 1) / num_steps
 
         def proposal(x):
             x = x[None, None]
-            return law_moments(
-                guidance.step(reverse, log_likelihood, x, *times).proposal
-            )
+            return law_moments(guidance.step(reverse, log_likelihood, x, t, s).proposal)
 
         moved, width = proposal(mean)
         slope = jax.jacfwd(lambda x: proposal(x)[0])(mean)
-        return (moved, slope @ covariance @ slope.T + width), None
+        return moved, slope @ covariance @ slope.T + width
 
-    return jax.lax.scan(step, start, (grid[1:], grid[:-1]), reverse=True)[0]
+    start = law_moments(guidance.start(reverse, log_likelihood, (1, 1, dim))[1])
+    return jax.lax.fori_loop(0, num_steps, step, start)
