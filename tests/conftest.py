@@ -1,9 +1,30 @@
-"""Settings shared by all tests: double precision, fresh keys."""
+"""Settings shared by all tests: double precision, quick compilation, fresh keys."""
+
+import os
+import tempfile
+
+# Nearly all of the suite's time goes into compiling programs that run for milliseconds.
+# Without XLA's emitters of fused loops, and with LLVM's first level of optimisation, that
+# takes half as long. XLA stops at flags that it does not know: to test with a release that
+# has dropped one, or the code that users run, set XLA_FLAGS yourself (empty will do).
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=1",
+)
 
 import jax
 import pytest
 
 jax.config.update("jax_enable_x64", True)
+# A program that is traced again, as loops outside of `jit` are at each call, need not be
+# compiled again. Each process has a directory of its own: JAX does not lock it.
+_COMPILED = tempfile.TemporaryDirectory(prefix="numpyro-diffusion-tests-")
+jax.config.update("jax_compilation_cache_dir", _COMPILED.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+
+
+def pytest_unconfigure():
+    _COMPILED.cleanup()
 
 
 @pytest.fixture
