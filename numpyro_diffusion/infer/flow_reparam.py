@@ -50,7 +50,9 @@ class FlowReparam(Reparam):
 
     A flow is smooth and one to one, but its inverse can stretch the valleys between
     modes over a wide range of noise: chains rarely cross between modes that are far
-    apart. Start them at draws of a sampler that finds the modes: see `encode`.
+    apart. Start them at draws of a sampler that finds the modes: see `encode`. Many short
+    chains, one for each such draw, keep the weights of the modes only with a fixed step
+    (`adapt_step_size=False`, `num_warmup=0`), which a few pilot chains can find.
 
     Args:
         num_steps: Steps of the map.
