@@ -8,11 +8,8 @@ from numpyro_diffusion.infer.path_refresh import refresh_path
 from numpyro_diffusion.infer.smc import ParticleSweep
 from numpyro_diffusion.infer.split_gibbs import SplitGibbs, SplitGibbsState
 from numpyro_diffusion.infer.tuning import particles_needed
-from numpyro_diffusion.infer.twisted_smc import (
-    TwistedSMC,
-    TwistedSMCPosterior,
-    twisted_smc,
-)
+from numpyro_diffusion.infer.twisted_posterior import TwistedSMC, TwistedSMCPosterior
+from numpyro_diffusion.infer.twisted_smc import twisted_smc
 
 __all__ = [
     "FlowReparam",
