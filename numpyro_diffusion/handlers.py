@@ -11,6 +11,7 @@ from numpyro.primitives import Messenger
 
 from numpyro_diffusion.guidance import (
     AbstractGuidance,
+    ModelLikelihood,
     MomentMatching,
     guided_sample,
 )
@@ -111,8 +112,14 @@ def _guided_value(
     likelihood = Likelihood(observed_only, name, args, kwargs, others)
     prior = likelihood.prior
     shape = (likelihood.num_problems, likelihood.num_copies, *prior.event_shape)
+
+    def expected(stack: Array, truth: Array) -> Array:
+        laws = likelihood.observed_laws(likelihood.unstacked(truth))
+        return likelihood.expected(likelihood.unstacked(stack), laws)
+
+    log_likelihood = ModelLikelihood(likelihood.per_problem, expected)
     stack = guided_sample(
-        key, prior.reverse, guidance, likelihood.per_problem, shape, prior.grid
+        key, prior.reverse, guidance, log_likelihood, shape, prior.grid
     )
     return likelihood.unstacked(stack)
 

@@ -26,6 +26,8 @@ from numpyro.infer.util import compute_log_probs
 from numpyro.ops.provenance import eval_provenance
 from numpyro.primitives import Messenger
 
+from numpyro_diffusion.fisher import divergence
+
 __all__ = [
     "Likelihood",
     "OmitPrior",
@@ -184,6 +186,35 @@ class Likelihood:
             if self._is_inside(sites[name]):
                 total += _summed_to(value, self._leading)
         return total.reshape(-1)
+
+    def observed_laws(self, x: Num[Array, "..."]) -> dict[str, dist.Distribution]:
+        """The distributions of all observed sites at the site's value `x`."""
+        _, sites = self._log_probs(x)
+        return {
+            name: site["fn"]
+            for name, site in sites.items()
+            if site["type"] == "sample" and site["is_observed"]
+        }
+
+    def expected(
+        self, x: Num[Array, "..."], laws: Mapping[str, dist.Distribution]
+    ) -> Float[Array, ""]:
+        """Expectation of the log density over observations with the given laws.
+
+        Up to constants, and to `fisher.divergence`'s order: where the laws are those at
+        x, minus the second derivative is the Fisher information. What has none (a
+        `factor`, a distribution that `fisher` does not know) enters as it was observed.
+
+        Args:
+            x: The site's value.
+            laws: As `observed_laws` gives them.
+        """
+        log_probs, sites = self._log_probs(x)
+        for name, law in laws.items():
+            if (found := divergence(sites[name]["fn"], law)) is not None:
+                scale = sites[name]["scale"]
+                log_probs[name] = -found if scale is None else -scale * found
+        return sum((jnp.sum(value) for value in log_probs.values()), jnp.zeros(()))
 
     def unstacked(
         self, stack: Num[Array, "num_problems num_copies *event"]

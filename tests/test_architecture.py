@@ -18,6 +18,7 @@ PACKAGE = ROOT / "numpyro_diffusion"
 FLOORS = {
     "schedules": 1,
     "networks": 1,
+    "fisher": 1,
     "likelihood": 1,
     "datasets": 1,
     "archive": 1,

@@ -8,10 +8,11 @@ proposal and twist of a particle method it only costs or saves particles.
 
 Guidances:
 
-- `MomentMatching` approximates $x_0 | x_t$ by a Gaussian (or independent bits) and the
-  log likelihood by its gradient and curvature at $\hat x_0$. Exact, up to the width of
-  one step, for Gaussian priors with linear-Gaussian likelihoods if the covariance is
-  Tweedie's; exact for independent bits under a likelihood that factorises.
+- `MomentMatching` approximates $x_0 | x_t$ by a Gaussian (or independent bits) and seeks
+  the mode by the log likelihood's gradient and curvature; that is the Fisher information of
+  the observations where `ModelLikelihood` knows it. Exact, up to the width of one step, for
+  Gaussian priors with linear-Gaussian likelihoods if the covariance is Tweedie's; exact for
+  independent bits under a likelihood that factorises.
 - `MeanShift` and `Product` are the perturbations of the 2015 paper: they multiply each
   transition by a guide $r_s(x_s)$. With the paper's guide, `ConstantGuide`, draws are
   biased however many steps are taken (for a Gaussian prior and likelihood they tend to
@@ -30,6 +31,7 @@ likelihood; $\psi$ as a twist: Wu et al. 2023, arXiv:2306.17775.
 from numpyro_diffusion.guidance.base import (
     AbstractGuidance,
     LogLikelihood,
+    ModelLikelihood,
     TiltedStep,
     over_stack,
 )
@@ -61,6 +63,7 @@ __all__ = [
     "Isotropic",
     "LogLikelihood",
     "MeanShift",
+    "ModelLikelihood",
     "MomentMatching",
     "Product",
     "TemperedGuide",

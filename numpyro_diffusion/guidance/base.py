@@ -15,6 +15,7 @@ from numpyro_diffusion.reverse import AbstractReverse, ReverseStep
 __all__ = [
     "AbstractGuidance",
     "LogLikelihood",
+    "ModelLikelihood",
     "TiltedStep",
     "Time",
     "curvature",
@@ -31,6 +32,25 @@ __all__ = [
 
 LogLikelihood = Callable[[Num[Array, "P C *event"]], Float[Array, " P"]]
 """Maps a stack to the log likelihood of each problem."""
+
+
+class ModelLikelihood(NamedTuple):
+    """A log likelihood that knows the laws of its observations.
+
+    Attributes:
+        log_prob: Maps a stack to the log likelihood of each problem.
+        expected: Maps two stacks to the expectation of all of it, at the first stack, over
+            observations made at the second one (see `Likelihood.expected`).
+    """
+
+    log_prob: LogLikelihood
+    expected: Callable[
+        [Num[Array, "P C *event"], Num[Array, "P C *event"]], Float[Array, ""]
+    ]
+
+    def __call__(self, stack: Num[Array, "P C *event"]) -> Float[Array, " P"]:
+        return self.log_prob(stack)
+
 
 Time = Float[Array, ""] | float
 
@@ -147,8 +167,14 @@ def value_and_gradient(
 
 
 def curvature(log_likelihood: LogLikelihood, x: Array, v: Array) -> Array:
-    """Minus the Hessian of each problem's log likelihood, applied to v."""
-    gradient = lambda x: value_and_gradient(log_likelihood, x)[1]
+    """Minus the Hessian of each problem's log likelihood, applied to v.
+
+    Its expectation under the model at x, if the likelihood knows how to take it.
+    """
+    if isinstance(log_likelihood, ModelLikelihood):
+        gradient = jax.grad(lambda moved: log_likelihood.expected(moved, x))
+    else:
+        gradient = lambda x: value_and_gradient(log_likelihood, x)[1]
     return -jax.jvp(gradient, (x,), (v,))[1]
 
 

@@ -15,6 +15,7 @@ from numpyro_diffusion.guidance.base import (
     LogLikelihood,
     TiltedStep,
     Time,
+    curvature,
     dot,
     over_stack,
     step_stack,
@@ -22,7 +23,7 @@ from numpyro_diffusion.guidance.base import (
     tilted_bits,
     value_and_gradient,
 )
-from numpyro_diffusion.guidance.newton import Limits, mode_preimage
+from numpyro_diffusion.guidance.newton import Limits, Problem, Values, mode_preimage
 from numpyro_diffusion.reverse import AbstractReverse, DenoisingError, ReverseStep
 
 __all__ = ["AbstractCovariance", "Isotropic", "MomentMatching", "Tweedie"]
@@ -113,9 +114,10 @@ class MomentMatching(AbstractGuidance):
     $\log \psi_t$ is that maximum, up to a determinant that does not depend on x for
     Gaussian likelihoods where V does not (see `determinant`). The maximum, a local one, is
     found by Newton's method; each step solves $(V^{-1} + H)\, \Delta = b$ without
-    matrices, by conjugate gradients preconditioned with V, H being minus the Hessian of
-    the log likelihood: as many iterations as H has distinct eigenvalues when V is
-    isotropic (two for inpainting).
+    matrices, by conjugate gradients preconditioned with V: as many iterations as H has
+    distinct eigenvalues when V is isotropic (two for inpainting). H is the Fisher
+    information where the observed distribution has one that `fisher` knows, else minus
+    the Hessian of the log likelihood.
 
     For likelihoods that are quadratic in x one Newton step is exact, and one is taken. For
     others, steps that overshoot are halved, and Newton goes on until its quadratic model
@@ -194,15 +196,20 @@ class MomentMatching(AbstractGuidance):
             return law, *tilted_bits(x0_hat, log_likelihood)
         (x0_hat, law), covariance = self.covariance.step(reverse, x_t, t, s)
         # Closed-over values as arguments, so that a derivative reaches them.
-        likelihood, likelihood_values = jax.closure_convert(
-            lambda x: value_and_gradient(log_likelihood, x), x0_hat
-        )
-        covariance, covariance_values = jax.closure_convert(covariance, x0_hat)
+        converted = [
+            jax.closure_convert(
+                lambda x: value_and_gradient(log_likelihood, x), x0_hat
+            ),
+            jax.closure_convert(
+                lambda x, v: curvature(log_likelihood, x, v), x0_hat, x0_hat
+            ),
+            jax.closure_convert(covariance, x0_hat),
+        ]
+        functions, values = zip(*converted, strict=True)
+        problem, values = Problem(*functions), Values(*values)
         limits = Limits(self.max_iterations, self.tolerance, self.max_newton)
-        preimage, log_det = mode_preimage(
-            likelihood, covariance, limits, x0_hat, likelihood_values, covariance_values
-        )
-        shift = covariance(preimage, *covariance_values)
+        preimage, log_det = mode_preimage(problem, limits, x0_hat, values)
+        shift = problem.covariance(preimage, *values.covariance)
         log_twist = log_likelihood(x0_hat + shift) - 0.5 * dot(preimage, shift)
         if self.determinant:
             log_twist = log_twist - 0.5 * log_det

@@ -7,7 +7,8 @@ $$\ell(\hat x + \delta) - \tfrac12 \delta^\top V^{-1} \delta.$$
 
 V is never inverted: in place of $\delta$ its preimage $u = V^{-1} \delta$ is sought, for
 which $u = \nabla \ell(\hat x + V u)$. Each Newton step solves
-$(V^{-1} + H)\, \Delta = \nabla \ell - u$ by conjugate gradients preconditioned with V.
+$(V^{-1} + H)\, \Delta = \nabla \ell - u$ by conjugate gradients preconditioned with V, H
+being minus the Hessian of $\ell$ or, Fisher's scoring, its expectation.
 
 All is done for several problems side by side, stacks of shape (P, C, *event).
 
@@ -25,7 +26,7 @@ from jaxtyping import Array, Bool, Float
 
 from numpyro_diffusion.guidance.base import dot, spread
 
-__all__ = ["Limits", "mode_preimage"]
+__all__ = ["Limits", "Problem", "Values", "mode_preimage"]
 
 # A Newton step is the last one if the gradient came out as its quadratic model said, up to
 # this share of the first gradient.
@@ -83,25 +84,39 @@ class Limits(NamedTuple):
     max_newton: int
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+class Problem(NamedTuple):
+    """The functions of a problem, as `jax.closure_convert` gives them.
+
+    Attributes:
+        likelihood: Log likelihood of each problem and its gradient, at x.
+        bend: At x and a direction v: H v, where H says how the gradient falls.
+        covariance: V v.
+    """
+
+    likelihood: Callable[..., tuple[Array, Array]]
+    bend: Callable[..., Array]
+    covariance: Callable[..., Array]
+
+
+class Values(NamedTuple):
+    """What else the functions of a `Problem` depend on, each its own."""
+
+    likelihood: list
+    bend: list
+    covariance: list
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def mode_preimage(
-    likelihood: Callable[..., tuple[Array, Array]],
-    covariance: Callable[..., Array],
-    limits: Limits,
-    x0_hat: Float[Array, "P C *event"],
-    likelihood_values: list,
-    covariance_values: list,
+    problem: Problem, limits: Limits, x0_hat: Float[Array, "P C *event"], values: Values
 ) -> tuple[Float[Array, "P C *event"], Float[Array, " P"]]:
     r"""The preimage $u = V^{-1} \delta$ of the mode's shift, for each problem.
 
     Args:
-        likelihood: Log likelihood of each problem and its gradient, as
-            `jax.closure_convert` gives them: called with x and `likelihood_values`.
-        covariance: Applies V, likewise with `covariance_values`.
+        problem: Likelihood and covariance.
         limits: When to stop.
         x0_hat: The mean.
-        likelihood_values: What else the likelihood depends on.
-        covariance_values: What else the covariance depends on.
+        values: What else the problem depends on.
 
     Returns:
         u, differentiable in the mean and all values, and $\log\det(I + H V)$ before the
@@ -113,8 +128,8 @@ def mode_preimage(
         gradients spanned: all of it where H has few eigenvalues that are not zero and all
         of them differ, as for few observations of different precision.
     """
-    at = lambda x: likelihood(x, *likelihood_values)
-    apply_covariance = lambda v: covariance(v, *covariance_values)
+    at = lambda x: problem.likelihood(x, *values.likelihood)
+    covariance = lambda v: problem.covariance(v, *values.covariance)
     value, first = at(x0_hat)
 
     def running(state: _Newton) -> Array:
@@ -122,10 +137,10 @@ def mode_preimage(
 
     def iterate(state: _Newton) -> _Newton:
         here = x0_hat + state.shift
-        bent = lambda v: -jax.jvp(lambda x: at(x)[1], (here,), (v,))[1]
+        bent = lambda v: problem.bend(here, v, *values.bend)
         preimage, shift, log_det = _conjugate_gradients(
             state.gradient - state.preimage,
-            apply_covariance,
+            covariance,
             bent,
             limits.max_iterations,
             limits.tolerance,
@@ -203,30 +218,25 @@ def _step_size(
 
 @mode_preimage.defjvp
 def _jvp(
-    likelihood: Callable[..., tuple[Array, Array]],
-    covariance: Callable[..., Array],
-    limits: Limits,
-    primals: tuple,
-    tangents: tuple,
+    problem: Problem, limits: Limits, primals: tuple, tangents: tuple
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     """The implicit function's derivative; a loop has none."""
-    preimage, log_det = mode_preimage(likelihood, covariance, limits, *primals)
+    preimage, log_det = mode_preimage(problem, limits, *primals)
 
-    def right_side(
-        x0_hat: Array, likelihood_values: list, covariance_values: list
-    ) -> Array:
-        shift = covariance(preimage, *covariance_values)
-        return likelihood(x0_hat + shift, *likelihood_values)[1]
+    def right_side(x0_hat: Array, values: Values) -> Array:
+        shift = problem.covariance(preimage, *values.covariance)
+        return problem.likelihood(x0_hat + shift, *values.likelihood)[1]
 
-    x0_hat, likelihood_values, covariance_values = primals
-    mode = x0_hat + covariance(preimage, *covariance_values)
+    x0_hat, values = primals
+    mode = x0_hat + problem.covariance(preimage, *values.covariance)
     _, change = jax.jvp(right_side, primals, tangents)
-    gradient = lambda x: likelihood(x, *likelihood_values)[1]
-    # The zero keeps JAX from meeting a symbolic one, which custom_linear_solve does not
-    # accept when the curvature is constant (JAX 0.10).
+    gradient = lambda x: problem.likelihood(x, *values.likelihood)[1]
+    # The Hessian itself: how the mode moves does not depend on how it was found. The zero
+    # keeps JAX from meeting a symbolic one, which custom_linear_solve does not accept when
+    # the curvature is constant (JAX 0.10).
     bent = lambda v: -jax.jvp(gradient, (mode,), (v,))[1] + 0.0 * mode * v
-    apply_covariance = lambda v: covariance(v, *covariance_values)
-    slope = _solve(change, apply_covariance, bent, limits)
+    covariance = lambda v: problem.covariance(v, *values.covariance)
+    slope = _solve(change, covariance, bent, limits)
     # Who asks for the determinant's derivative shall see that there is none.
     return (preimage, log_det), (slope, jnp.full_like(log_det, jnp.nan))
 

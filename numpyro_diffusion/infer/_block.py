@@ -101,8 +101,21 @@ class Block:
         """Log likelihood of each problem of a stack."""
         if self._joint is None:
             return self._likelihoods[0].per_problem(stack)
+        likelihood, x = self._at(stack)
+        return likelihood(x)[None]
+
+    def expected(self, stack: Array, truth: Array) -> Float[Array, ""]:
+        """Expected log likelihood: see `ModelLikelihood`."""
+        likelihood, x = self._at(stack)
+        there, x_true = self._at(truth)
+        return likelihood.expected(x, there.observed_laws(x_true))
+
+    def _at(self, stack: Array) -> tuple[Likelihood, Array]:
+        """The likelihood of the first site, given the others' values, and its value."""
         first, values = self._names[0], self.values(stack)
-        return self._likelihood(first, values)(values[first])[None]
+        if self._joint is None:
+            return self._likelihoods[0], values[first]
+        return self._likelihood(first, values), values[first]
 
     def values(self, stack: Array) -> dict[str, Array]:
         """The sites' values, in the shapes the model gives them."""

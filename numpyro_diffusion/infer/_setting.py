@@ -133,11 +133,21 @@ class Setting:
 
     def log_likelihood(self, stack: Array, others: dict[str, Array]) -> Array:
         """Of one particle, one number per problem."""
-        first, values = self._names[0], self.values(stack)
-        likelihood = self._likelihood(first, {**others, **values})
+        likelihood, x = self._at(stack, others)
         if self._factorises:
             return likelihood.per_problem(stack)
-        return likelihood(values[first])[None]
+        return likelihood(x)[None]
+
+    def expected(self, stack: Array, truth: Array, others: dict[str, Array]) -> Array:
+        """Of one particle, the expected log likelihood: see `ModelLikelihood`."""
+        likelihood, x = self._at(stack, others)
+        there, x_true = self._at(truth, others)
+        return likelihood.expected(x, there.observed_laws(x_true))
+
+    def _at(self, stack: Array, others: dict[str, Array]) -> tuple[Likelihood, Array]:
+        """The likelihood of the first site, given all else, and that site's value."""
+        first, values = self._names[0], self.values(stack)
+        return self._likelihood(first, {**others, **values}), values[first]
 
     def draw_others(self, key: Array) -> dict[str, Array]:
         """The other latents of one particle, from their priors."""

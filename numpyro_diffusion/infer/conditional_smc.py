@@ -15,13 +15,18 @@ Source: Andrieu, Doucet and Holenstein 2010, doi:10.1111/j.1467-9868.2009.00736.
 section 4.5.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
 
-from numpyro_diffusion.guidance import AbstractGuidance, LogLikelihood
+from numpyro_diffusion.guidance import (
+    AbstractGuidance,
+    LogLikelihood,
+    ModelLikelihood,
+)
 from numpyro_diffusion.infer.particles import effective_sample_size
 from numpyro_diffusion.infer.smc import Particles, ParticleSweep
 from numpyro_diffusion.reverse import AbstractReverse
@@ -76,6 +81,7 @@ def conditional_smc(
         lambda stack, _: log_likelihood(stack),
         num_particles,
         resample_below,
+        expected=_without_others(log_likelihood),
     )
     start = sweep.start(start_key, path.shape[1:], reference=path[-1])
 
@@ -94,6 +100,13 @@ def conditional_smc(
         chosen != 0,
         jax.vmap(effective_sample_size, 1)(log_weights),
     )
+
+
+def _without_others(log_likelihood: LogLikelihood) -> Callable | None:
+    """What `ParticleSweep` takes for the expected log likelihood, if there is one."""
+    if not isinstance(log_likelihood, ModelLikelihood):
+        return None
+    return lambda stack, truth, _: log_likelihood.expected(stack, truth)
 
 
 def _traced_back(levels: Array, ancestors: Array, x_T: Array, chosen: Array) -> Array:

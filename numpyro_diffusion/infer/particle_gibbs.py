@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
 from numpyro.infer.mcmc import MCMCKernel
 
-from numpyro_diffusion.guidance import AbstractGuidance, MomentMatching
+from numpyro_diffusion.guidance import AbstractGuidance, ModelLikelihood, MomentMatching
 from numpyro_diffusion.infer._block import Block
 from numpyro_diffusion.infer.conditional_smc import conditional_smc
 from numpyro_diffusion.infer.path_refresh import refresh_path
@@ -180,7 +180,7 @@ class ParticleGibbs(MCMCKernel):
             key,
             block.reverse,
             self._guidance,
-            block.per_problem,
+            ModelLikelihood(block.per_problem, block.expected),
             path,
             block.grid,
             self._num_particles,

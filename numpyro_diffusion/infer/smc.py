@@ -28,6 +28,8 @@ from jaxtyping import Array, Bool, Float, Int, Num, PyTree
 
 from numpyro_diffusion.guidance import (
     AbstractGuidance,
+    LogLikelihood,
+    ModelLikelihood,
     TiltedStep,
     draw_stack,
     over_stack,
@@ -85,6 +87,8 @@ class ParticleSweep(eqx.Module):
         guidance: Proposal and twist. The network is called once per particle and step.
         log_likelihood: Maps a stack (P, C, *event) and one particle's other latents to
             the log likelihood of each problem. Problems are resampled on their own.
+        expected: Maps two stacks and one particle's other latents to the expected log
+            likelihood, see `ModelLikelihood`; None if it is not known.
         num_particles: Number of particles of each problem.
         resample_below: Resample when the effective number falls below this share.
         batch_size: Particles that the guidance sees at a time, a divisor of their
@@ -97,6 +101,9 @@ class ParticleSweep(eqx.Module):
     num_particles: int = eqx.field(static=True)
     resample_below: float = eqx.field(static=True)
     batch_size: int | None = eqx.field(static=True, default=None)
+    expected: Callable[[Array, Array, PyTree], Array] | None = eqx.field(
+        static=True, default=None
+    )
 
     def start(
         self,
@@ -170,17 +177,23 @@ class ParticleSweep(eqx.Module):
     def _by_particle(self, rows: Array) -> Array:
         return rows.reshape(self.num_particles, -1, *rows.shape[1:])
 
-    def _likelihoods(self, others: PyTree, num: int) -> Callable[[Array], Array]:
+    def _likelihoods(self, others: PyTree, num: int) -> LogLikelihood:
         """Log likelihoods of the rows of `num` particles.
 
         To a guidance, particles are further problems.
         """
+        stacks = lambda rows: rows.reshape(num, -1, *rows.shape[1:])
 
-        def of_rows(rows: Array) -> Array:
-            stacks = rows.reshape(num, -1, *rows.shape[1:])
-            return jax.vmap(self.log_likelihood)(stacks, others).reshape(-1)
+        def log_prob(rows: Array) -> Array:
+            return jax.vmap(self.log_likelihood)(stacks(rows), others).reshape(-1)
 
-        return of_rows
+        if (of_one := self.expected) is None:
+            return log_prob
+
+        def expected(rows: Array, truth: Array) -> Array:
+            return jnp.sum(jax.vmap(of_one)(stacks(rows), stacks(truth), others))
+
+        return ModelLikelihood(log_prob, expected)
 
     def _tilted(self, particles: Particles, t: Array, s: Array) -> TiltedStep:
         """The guidance's step of every row, a batch of particles at a time."""

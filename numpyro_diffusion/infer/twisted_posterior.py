@@ -281,6 +281,7 @@ def _sweep(smc: TwistedSMC, setting: Setting) -> ParticleSweep:
         smc.num_particles,
         smc.resample_below,
         smc.batch_size,
+        setting.expected,
     )
 
 
