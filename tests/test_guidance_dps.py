@@ -55,3 +55,28 @@ def test_a_problem_does_not_see_its_batch(getkey):
 def test_a_perfect_fit_that_is_not_the_best_is_refused(getkey):
     with pytest.raises(RuntimeError, match="DPS: best must be the log likelihood"):
         stepped(jr.normal(getkey(), (1, 1, 3)), BEST - 1e6)
+
+
+def test_a_best_for_each_problem_serves_all_of_its_particles(getkey):
+    """Particle after particle, as particle methods lay out their rows."""
+    x_t, best = jr.normal(getkey(), (6, 1, 3)), BEST + jnp.array([0.0, 50.0])
+    mean = g.over_stack(lambda law: law.mean)
+    found = mean(stepped(x_t, best).proposal)
+    for row, x in enumerate(x_t):
+        alone = stepped(x[None], best[row % 2])
+        np.testing.assert_allclose(found[row], mean(alone.proposal)[0], rtol=1e-12)
+    assert jnp.all(jnp.isfinite(stepped(x_t[:1], float(BEST)).log_twist))
+
+
+@pytest.mark.parametrize("shape", [(4,), (1, 1)])
+def test_a_best_that_fits_no_problem_is_refused(shape, getkey):
+    with pytest.raises(ValueError, match=r"one per problem, got shape .* for 6 rows"):
+        stepped(jr.normal(getkey(), (6, 1, 3)), jnp.full(shape, BEST))
+
+
+def test_a_perfect_fit_may_be_off_by_its_rounding():
+    flat = lambda x: jnp.full(len(x), BEST * (1.0 + 4e-16))
+    step = g.DPS(BEST).step(REVERSE, flat, jnp.ones((1, 1, 3)), 0.5, 0.4)
+    mean, _ = law_moments(step.proposal)
+    untilted = REVERSE.transition(jnp.ones(3), 0.5, 0.4).mean
+    np.testing.assert_allclose(mean, untilted, rtol=1e-12)

@@ -63,9 +63,9 @@ def evidence_runs(
     Returns:
         An `xarray.Dataset` with `log_evidence` of each `run` and what it took its `error`
         for; `log_mean`, the log of the mean estimate, as it stands after each run; and
-        `log_mean_error`, its standard error from the scatter of the runs. If the scatter
-        is larger than the runs' own errors, or `log_mean` climbs with single runs, most
-        runs have missed what matters.
+        `log_mean_error`, its standard error from the scatter of the runs (not a number if
+        none of them found any evidence). If the scatter is larger than the runs' own
+        errors, or `log_mean` climbs with single runs, most runs have missed what matters.
 
     Raises:
         ValueError: `num_runs` is below 2.
@@ -81,8 +81,9 @@ def evidence_runs(
     log_evidence = np.stack([np.asarray(run.log_evidence) for run in runs])
     error = np.stack([np.asarray(run.log_evidence_error) for run in runs])
     count = np.arange(1, num_runs + 1).reshape(-1, *(1,) * (log_evidence.ndim - 1))
-    log_mean = np.logaddexp.accumulate(log_evidence, axis=0) - np.log(count)
-    relative = np.exp(log_evidence - log_mean[-1])
+    with np.errstate(invalid="ignore"):  # runs that found nothing have log evidence -inf
+        log_mean = np.logaddexp.accumulate(log_evidence, axis=0) - np.log(count)
+        relative = np.exp(log_evidence - log_mean[-1])
     scatter = np.std(relative, axis=0, ddof=1) / np.sqrt(num_runs)
     inner = [f"plate_{i}" for i in range(log_evidence.ndim - 1)]
     dims = ["run", *inner]

@@ -46,6 +46,7 @@ class DPS(AbstractGuidance):
 
     Raises:
         TypeError: The forward process is not Gaussian.
+        ValueError: `best` is neither one number nor one per problem.
         RuntimeError: While it runs: a log likelihood is larger than `best`, or no number.
 
     Source: Chung et al. 2023, arXiv:2209.14687, algorithm 1.
@@ -83,9 +84,12 @@ class DPS(AbstractGuidance):
             return jnp.sum(values), (values, law)
 
         gradient, (values, law) = jax.grad(fit, has_aux=True)(x_t)
+        best = self._best_of(len(values))
+        # A perfect fit may come out better than it is by its rounding.
+        rounding = 16.0 * jnp.finfo(values.dtype).eps * jnp.abs(values)
         gap = eqx.error_if(
-            self.best - values,
-            ~jnp.all(self.best >= values),  # NaN fails as well
+            best - values,
+            ~jnp.all(best >= values - rounding),  # NaN fails as well
             "DPS: best must be the log likelihood of a perfect fit, but a larger one (or "
             "one that is not a number) was met.",
         )
@@ -94,3 +98,13 @@ class DPS(AbstractGuidance):
         shift = spread(self.step_size / misfit, x_t) * gradient
         mean, variance = moments(law)
         return TiltedStep(law, normal_stack(mean + shift, variance), values)
+
+    def _best_of(self, num_rows: int) -> Float[Array, "*P"]:
+        """`best` of each row: particle methods hand in all problems of each particle."""
+        best = jnp.asarray(self.best)
+        if best.ndim > 1 or (best.ndim and num_rows % len(best)):
+            raise ValueError(
+                "DPS: best must be one number or one per problem, got shape "
+                f"{best.shape} for {num_rows} rows."
+            )
+        return jnp.tile(best, num_rows // len(best)) if best.ndim else best

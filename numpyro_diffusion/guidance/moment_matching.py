@@ -69,8 +69,10 @@ class Isotropic(AbstractCovariance):
 class Tweedie(AbstractCovariance):
     r"""$(1 - \bar\alpha) / \sqrt{\bar\alpha}\; \partial \hat x_0 / \partial x_t$.
 
-    Exact for an exact denoiser. Each application is one Jacobian-vector product of the
-    network.
+    Exact for an exact denoiser. The Jacobian of a trained network is symmetric only as
+    far as the network is the gradient of something: conjugate gradients then solve a
+    system near the one that is meant, and only weights make up for that. Each
+    application is one Jacobian-vector product of the network.
 
     Attributes:
         latest: Times above it use the covariance at it: at t = 1 the formula is a ratio
@@ -129,7 +131,9 @@ class MomentMatching(AbstractGuidance):
 
     Attributes:
         covariance: `Isotropic()` or `Tweedie()`.
-        max_iterations: Limit on the conjugate gradients of each Newton step.
+        max_iterations: Limit on the conjugate gradients of each Newton step. Who sets it
+            low gets what they have come to by then: under a Gaussian likelihood, whose
+            one step is not followed by another, draws that fit the data less well.
         tolerance: They end when the residual has shrunk by this factor.
         max_newton: Limit on the Newton steps.
         determinant: Whether the twist has its factor $\det(I + H V)^{-1/2}$. It varies with

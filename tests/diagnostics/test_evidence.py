@@ -54,6 +54,20 @@ def test_the_mean_of_runs_is_the_evidence():
     np.testing.assert_allclose(found["log_mean"][-1], mean, rtol=1e-10)
 
 
+def test_runs_that_find_nothing_have_no_error():
+    def impossible(y):
+        x = numpyro.sample("x", PRIOR)
+        numpyro.factor("f", jnp.where(x[0] > 1e6, 0.0, -jnp.inf))
+
+    unguided = nd.infer.TwistedSMC(
+        impossible, num_particles=8, guidance=nd.guidance.Unguided(power=None)
+    )
+    found = evidence_runs(jax.random.key(2), unguided, 2, Y)
+    assert np.all(found["log_evidence"] == -np.inf)
+    assert np.all(found["log_mean"] == -np.inf)
+    assert np.isnan(found["log_mean_error"])
+
+
 def test_one_run_has_no_scatter():
     with pytest.raises(ValueError, match=r"num_runs must be at least 2, got 1"):
         evidence_runs(jax.random.key(0), SMC, 1, Y)
