@@ -81,7 +81,9 @@ def evidence_runs(
     log_evidence = np.stack([np.asarray(run.log_evidence) for run in runs])
     error = np.stack([np.asarray(run.log_evidence_error) for run in runs])
     count = np.arange(1, num_runs + 1).reshape(-1, *(1,) * (log_evidence.ndim - 1))
-    with np.errstate(invalid="ignore"):  # runs that found nothing have log evidence -inf
+    with np.errstate(
+        invalid="ignore"
+    ):  # runs that found nothing have log evidence -inf
         log_mean = np.logaddexp.accumulate(log_evidence, axis=0) - np.log(count)
         relative = np.exp(log_evidence - log_mean[-1])
     scatter = np.std(relative, axis=0, ddof=1) / np.sqrt(num_runs)

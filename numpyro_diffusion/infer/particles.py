@@ -104,7 +104,16 @@ def founders_variance(
 def _owners(
     points: Float[Array, " num"], log_weights: Float[Array, " num"]
 ) -> Int[Array, " num"]:
-    """The particle in whose share of [0, 1) each of some increasing points lies."""
-    ends = jnp.cumsum(jax.nn.softmax(log_weights))
-    owners = jnp.searchsorted(ends, points, side="right")
-    return jnp.minimum(owners, len(points) - 1)  # rounding of the last cumulative sum
+    """The particle in whose share of [0, 1) each of some increasing points lies.
+
+    Shares are rounded to whole numbers of 2^-30 (2^-62 in double precision), which add up
+    exactly. Sums of floats need not reach one, nor even increase: with 20,000 particles in
+    single precision one resampling in ten chose some of no weight at all (a test holds
+    this), and the estimate of the evidence grew by what they lacked.
+    """
+    shares = jax.nn.softmax(log_weights)
+    bits = jnp.finfo(shares.dtype).bits - 2
+    whole = jnp.int32 if bits == 30 else jnp.int64
+    ends = jnp.cumsum(jnp.round(shares * 2.0**bits).astype(whole))
+    places = (points * ends[-1]).astype(whole)
+    return jnp.searchsorted(ends, jnp.minimum(places, ends[-1] - 1), side="right")

@@ -7,6 +7,7 @@ import numpy as np
 from numpyro_diffusion.infer.particles import (
     conditional_ancestors,
     effective_sample_size,
+    systematic_ancestors,
 )
 
 SHARES = np.array([0.35, 0.05, 0.4, 0.2])
@@ -65,3 +66,37 @@ def test_slot_zero_keeps_particle_zero_even_with_a_tiny_weight():
     got = jax.vmap(conditional_ancestors, (0, None))(keys, log_weights)
     assert (got[:, 0] == 0).all()
     assert (got[:, 1:] != 0).all()
+
+
+def choices_of_no_weight(ancestors_of, num_draws=200):
+    """Share of resamplings that choose one of those, every other, which weigh nothing."""
+    with jax.enable_x64(False):
+        log_weights = 3.0 * jax.random.normal(jax.random.key(0), (20_001,))
+        log_weights = log_weights.at[::2].set(-jnp.inf)  # the last one too
+        keys = jax.random.split(jax.random.key(1), num_draws)
+        chosen = jax.lax.map(lambda key: ancestors_of(key, log_weights), keys)
+        return float(jnp.mean(jnp.any(chosen % 2 == 0, axis=1)))
+
+
+def test_no_rounding_chooses_a_particle_of_no_weight():
+    assert choices_of_no_weight(systematic_ancestors) == 0.0
+
+
+def test_control_sums_of_floats_choose_particles_of_no_weight():
+    def by_floats(key, log_weights):
+        num = len(log_weights)
+        points = (jnp.arange(num) + jax.random.uniform(key)) / num
+        ends = jnp.cumsum(jax.nn.softmax(log_weights))
+        owners = jnp.searchsorted(ends, points, side="right")
+        return jnp.minimum(owners, num - 1)
+
+    assert choices_of_no_weight(by_floats) > 0.01
+
+
+def test_offspring_are_the_shares_rounded_down_or_up():
+    log_weights = jax.random.normal(jax.random.key(2), (50,))
+    expected = 50 * jax.nn.softmax(log_weights)
+    for seed in range(4):
+        chosen = systematic_ancestors(jax.random.key(seed), log_weights)
+        counts = jnp.bincount(chosen, length=50)
+        assert jnp.all((counts == jnp.floor(expected)) | (counts == jnp.ceil(expected)))
