@@ -24,7 +24,7 @@ The half ring ends sharply. Beyond its ends the model's log likelihood falls as 
 of scale 0.001, a hundredth of the ring's radius, since guidance needs a slope; the density
 then holds 0.8 % too much.
 
-    python benchmarks/sbibm.py            # the first two tasks: half an hour
+    python benchmarks/sbibm.py            # two hours, two cores
     python benchmarks/sbibm.py --quick    # seconds, to see that it runs
     python benchmarks/sbibm.py --write    # what is kept, to docs/
 
@@ -66,11 +66,13 @@ class Task(NamedTuple):
         likelihood: Law of an observation given theta.
         posterior: Draws from the true posterior: called with a NumPy generator, an
             observation and a number.
+        guidance: Of `TwistedSMC`; None for its default.
     """
 
     prior: dist.Distribution
     likelihood: Callable[[jax.Array], dist.Distribution]
     posterior: Callable[[np.random.Generator, np.ndarray, int], np.ndarray]
+    guidance: nd.guidance.AbstractGuidance | None = None
 
 
 class HalfRing(dist.Distribution):
@@ -192,12 +194,21 @@ TASKS = {
         lambda theta: dist.Normal(theta, math.sqrt(0.1)).to_event(1),
         _linear_posterior,
     ),
-    "slcp": Task(_box(3.0, 5), _slcp_likelihood, _slcp_posterior),
+    # Where the covariance is nearly singular the log likelihood falls to -10^7, and has
+    # neither curvature nor slope to go by: it is trusted late instead.
+    "slcp": Task(
+        _box(3.0, 5), _slcp_likelihood, _slcp_posterior, nd.guidance.Unguided(power=8.0)
+    ),
 }
 
 
 class Sizes(NamedTuple):
-    """Numbers of one run."""
+    """Numbers of one run.
+
+    Attributes:
+        num_floors: For how many observations the true posterior is told from itself. In
+            10 dimensions one classifier takes three minutes to learn nothing.
+    """
 
     num_train: int = 200_000
     train_steps: int = 20_000
@@ -206,6 +217,7 @@ class Sizes(NamedTuple):
     batch_size: int | None = None
     num_draws: int = 10_000
     num_observations: int = 10
+    num_floors: int = 2
 
 
 QUICK = Sizes(500, 5, 4, 40, None, 20, 1)
@@ -270,7 +282,10 @@ def evaluate(name: str, sizes: Sizes, *, progress_bar: bool) -> dict[str, Any]:
         numpyro.sample("x", task.likelihood(theta), obs=x)
 
     smc = nd.infer.TwistedSMC(
-        model, num_particles=sizes.num_particles, batch_size=sizes.batch_size
+        model,
+        num_particles=sizes.num_particles,
+        guidance=task.guidance,
+        batch_size=sizes.batch_size,
     )
     found = json.loads((HERE / "sbibm_observations.json").read_text())[name]
     shape = task.likelihood(jnp.ones(task.prior.event_shape)).event_shape
@@ -279,12 +294,13 @@ def evaluate(name: str, sizes: Sizes, *, progress_bar: bool) -> dict[str, Any]:
         x = np.array(x).reshape(shape)
         rng = np.random.default_rng(number)
         reference = task.posterior(rng, x, sizes.num_draws)
-        again = task.posterior(rng, x, sizes.num_draws)
         key = jax.random.key(100 + number)
         draws, ess = posterior_draws(smc, key, x, sizes.num_draws)
         unconditioned = np.asarray(task.prior.sample(key, (sizes.num_draws,)))
         rows["c2st"].append(c2st(reference, draws))
-        rows["floor"].append(c2st(reference, again))
+        if number < sizes.num_floors:
+            again = task.posterior(rng, x, sizes.num_draws)
+            rows["floor"].append(c2st(reference, again))
         rows["control"].append(c2st(reference, unconditioned))
         rows["ess"].append(ess)
         print(
