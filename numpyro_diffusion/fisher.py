@@ -21,10 +21,12 @@ doi:10.1007/978-4-431-55978-8, section 1.3; NumPyro's `kl_divergence` where ther
 import copy
 from functools import singledispatch
 
+import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 from numpyro.distributions import kl_divergence
+from numpyro.distributions.conjugate import NegativeBinomialLogits
 from numpyro.distributions.distribution import MaskedDistribution
 from numpyro.distributions.util import sum_rightmost
 
@@ -54,7 +56,6 @@ def divergence(
 @divergence.register(dist.Gamma)
 @divergence.register(dist.Beta)
 @divergence.register(dist.Dirichlet)
-@divergence.register(dist.CategoricalProbs)
 def _closed_form(fn: dist.Distribution, truth: dist.Distribution) -> Array:
     return kl_divergence(truth, fn)
 
@@ -79,9 +80,30 @@ def _negative_binomial(fn: dist.GammaPoisson, truth: dist.GammaPoisson) -> Array
     return -jnp.asarray(law.log_prob(truth.mean))
 
 
+@divergence.register(NegativeBinomialLogits)
+def _negative_binomial_logits(
+    fn: NegativeBinomialLogits, truth: NegativeBinomialLogits
+) -> Array:
+    # Of its own, since the rate of its gamma law overflows where logits do not.
+    law = NegativeBinomialLogits(truth.total_count, fn.logits, validate_args=False)
+    return -jnp.asarray(law.log_prob(truth.mean))
+
+
+@divergence.register(dist.CategoricalProbs)
+def _categorical(fn: dist.CategoricalProbs, truth: dist.CategoricalProbs) -> Array:
+    probs = jnp.asarray(fn.probs)
+    # The second derivative of log p overflows below, where p itself tells nothing.
+    is_seen = probs > jnp.sqrt(jnp.finfo(probs.dtype).tiny)
+    log_probs = jnp.log(jnp.where(is_seen, probs, 1.0))
+    return -jnp.sum(jnp.asarray(truth.probs) * log_probs, axis=-1)
+
+
 @divergence.register(dist.CategoricalLogits)
-def _categorical(fn: dist.CategoricalLogits, truth: dist.CategoricalLogits) -> Array:
-    return kl_divergence(dist.Categorical(truth.probs), dist.Categorical(fn.probs))
+def _categorical_logits(
+    fn: dist.CategoricalLogits, truth: dist.CategoricalLogits
+) -> Array:
+    log_probs = jax.nn.log_softmax(jnp.asarray(fn.logits))
+    return -jnp.sum(jax.nn.softmax(jnp.asarray(truth.logits)) * log_probs, axis=-1)
 
 
 @divergence.register(dist.LogNormal)

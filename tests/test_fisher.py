@@ -53,6 +53,11 @@ FAMILIES = {
         COUNTS,
         1.0,
     ),
+    "negative-binomial-logits": (
+        lambda a: dist.NegativeBinomialLogits(2.0, a[0] - a[1]),
+        COUNTS,
+        1.0,
+    ),
     "bernoulli": (lambda a: dist.Bernoulli(probs=squeezed(a)), jnp.arange(2), 1.0),
     "bernoulli-logits": (lambda a: dist.Bernoulli(logits=a @ a), jnp.arange(2), 1.0),
     "binomial": (lambda a: dist.Binomial(7, probs=squeezed(a)), jnp.arange(8), 1.0),
@@ -88,6 +93,24 @@ def test_second_derivative_is_the_expected_square_of_the_score(name):
     np.testing.assert_allclose(mass, 1.0, atol=1e-5)  # the grid holds everything
     np.testing.assert_allclose(second, expected, atol=1e-4)
     np.testing.assert_allclose(first, 0.0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "law",
+    [
+        lambda a: dist.Bernoulli(logits=a),
+        lambda a: dist.Binomial(7, logits=a),
+        lambda a: dist.NegativeBinomialLogits(2.0, -jnp.abs(a)),
+        lambda a: dist.Categorical(logits=jnp.append(a, 0.0)),
+        lambda a: dist.Categorical(probs=jax.nn.softmax(jnp.append(a, 0.0))),
+    ],
+)
+def test_near_certainty_the_information_stays_a_number(law):
+    """In single precision, where probabilities are zero or one."""
+    with jax.enable_x64(False):
+        at = jnp.array([200.0, -200.0], jnp.float32)
+        found = jax.hessian(lambda a: jnp.sum(divergence(law(a), law(at))))(at)
+    np.testing.assert_allclose(found, 0.0, atol=1e-6)
 
 
 def test_a_negative_binomial_tells_its_mean_only():
