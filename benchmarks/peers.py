@@ -30,8 +30,8 @@ from training import fit_steps, floor_steps
 from twins import Convolutional, Dense
 
 import numpyro_diffusion as nd
-from numpyro_diffusion import training
 from numpyro_diffusion.guidance import MomentMatching, Tweedie
+from numpyro_diffusion.training import loop as training
 
 OURS = ("numpyro_diffusion", "x ours")
 FLOOR = "floor: network calls"

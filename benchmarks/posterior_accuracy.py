@@ -39,9 +39,9 @@ from record import machine, signature, today
 from tqdm.auto import tqdm
 
 import numpyro_diffusion as nd
-from numpyro_diffusion.analytic import MixtureReverse
-from numpyro_diffusion.flow import ProbabilityFlow
 from numpyro_diffusion.guidance import DPS, Isotropic, MomentMatching, Tweedie
+from numpyro_diffusion.reverse.analytic import MixtureReverse
+from numpyro_diffusion.samplers.flow import ProbabilityFlow
 
 RESULTS = Path(__file__).parent / "posterior_accuracy.json"
 DOCUMENT = Path(__file__).parents[1] / "docs" / "accuracy_mixture.md"

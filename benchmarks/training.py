@@ -18,7 +18,7 @@ import optax
 from timing import describe, measure, report, use_one_core
 
 import numpyro_diffusion as nd
-from numpyro_diffusion import training
+from numpyro_diffusion.training import loop as training
 
 
 def floor_steps(network, data, batch_size, num_steps, optimizer, fused):

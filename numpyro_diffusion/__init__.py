@@ -1,16 +1,15 @@
 """Diffusion models as learned priors for probabilistic programming with NumPyro."""
 
 from numpyro_diffusion import (
-    analytic,
-    checkpoint,
     datasets,
     diagnostics,
     guidance,
     handlers,
     infer,
     networks,
-    optimum,
-    parzen,
+    paper2015,
+    samplers,
+    saving,
     schedules,
 )
 from numpyro_diffusion.bound import (
@@ -19,36 +18,40 @@ from numpyro_diffusion.bound import (
     importance_log_prob,
     variational_bound,
 )
-from numpyro_diffusion.checkpoint import load, read_card, save
-from numpyro_diffusion.flow import ProbabilityFlow
-from numpyro_diffusion.forward import BernoulliForward, GaussianForward
-from numpyro_diffusion.kernel_reverse import (
-    BitReadout,
-    KernelReverse,
-    PlainBitReadout,
-    PrintedReadout,
-    ReferenceCodeReadout,
-    SquareRootReadout,
-)
-from numpyro_diffusion.likelihood import Likelihood
-from numpyro_diffusion.objectives import BoundLoss, DenoisingLoss
+from numpyro_diffusion.forward import AbstractForward, BernoulliForward, GaussianForward
+from numpyro_diffusion.model import Likelihood
 from numpyro_diffusion.pretrained import load_pretrained
 from numpyro_diffusion.prior import DiffusionPrior
-from numpyro_diffusion.programs import forward_model, reverse_model
 from numpyro_diffusion.reverse import (
+    AbstractPrediction,
+    AbstractReverse,
     DataPrediction,
     DenoisingError,
     DenoisingReverse,
     LogitPrediction,
+    ReverseStep,
     VelocityPrediction,
+    analytic,
 )
-from numpyro_diffusion.training import FitResult, denoising_error, fit
+from numpyro_diffusion.samplers import ProbabilityFlow, forward_model, reverse_model
+from numpyro_diffusion.saving import load, read_card, save
+from numpyro_diffusion.training import (
+    AbstractObjective,
+    BoundLoss,
+    DenoisingLoss,
+    FitResult,
+    denoising_error,
+    fit,
+)
 
 __all__ = [
     "BITS",
     "NATS",
+    "AbstractForward",
+    "AbstractObjective",
+    "AbstractPrediction",
+    "AbstractReverse",
     "BernoulliForward",
-    "BitReadout",
     "BoundLoss",
     "DataPrediction",
     "DenoisingError",
@@ -57,17 +60,12 @@ __all__ = [
     "DiffusionPrior",
     "FitResult",
     "GaussianForward",
-    "KernelReverse",
     "Likelihood",
     "LogitPrediction",
-    "PlainBitReadout",
-    "PrintedReadout",
     "ProbabilityFlow",
-    "ReferenceCodeReadout",
-    "SquareRootReadout",
+    "ReverseStep",
     "VelocityPrediction",
     "analytic",
-    "checkpoint",
     "datasets",
     "denoising_error",
     "diagnostics",
@@ -80,11 +78,12 @@ __all__ = [
     "load",
     "load_pretrained",
     "networks",
-    "optimum",
-    "parzen",
+    "paper2015",
     "read_card",
     "reverse_model",
+    "samplers",
     "save",
+    "saving",
     "schedules",
     "variational_bound",
 ]

@@ -27,10 +27,9 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, Num
 
-from numpyro_diffusion.forward import AbstractForward
-from numpyro_diffusion.kernel_reverse import check_num_steps
+from numpyro_diffusion.forward import AbstractForward, noising_path
+from numpyro_diffusion.paper2015.kernel_reverse import check_num_steps
 from numpyro_diffusion.reverse import AbstractReverse
-from numpyro_diffusion.samplers import noising_path
 from numpyro_diffusion.schedules import uniform_grid
 
 __all__ = [

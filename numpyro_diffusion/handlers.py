@@ -15,8 +15,8 @@ from numpyro_diffusion.guidance import (
     MomentMatching,
     guided_sample,
 )
-from numpyro_diffusion.likelihood import Likelihood, OmitPrior, zeros_like_site
-from numpyro_diffusion.sites import (
+from numpyro_diffusion.model.likelihood import Likelihood, OmitPrior, zeros_like_site
+from numpyro_diffusion.model.sites import (
     Unobserved,
     diffusion_site,
     free_followers,

@@ -16,11 +16,11 @@ from jaxtyping import Array, Float, Num
 from numpyro.distributions import constraints
 from numpyro.distributions.util import validate_sample
 
-from numpyro_diffusion.flow import ProbabilityFlow
 from numpyro_diffusion.forward import GaussianForward
-from numpyro_diffusion.kernel_reverse import check_num_steps
+from numpyro_diffusion.paper2015.kernel_reverse import check_num_steps
 from numpyro_diffusion.reverse import AbstractReverse
 from numpyro_diffusion.samplers import ancestral_sample
+from numpyro_diffusion.samplers.flow import ProbabilityFlow
 from numpyro_diffusion.schedules import uniform_grid
 
 __all__ = ["DiffusionPrior"]

@@ -22,14 +22,14 @@ from numpyro_diffusion import (
     importance_log_prob,
     variational_bound,
 )
-from numpyro_diffusion.analytic import (
+from numpyro_diffusion.bound import null_log_prob, pointwise_correction, step_kl
+from numpyro_diffusion.forward import AbstractForward
+from numpyro_diffusion.reverse import AbstractReverse, ReverseStep
+from numpyro_diffusion.reverse.analytic import (
     BinaryPatternsReverse,
     GaussianReverse,
     MixtureReverse,
 )
-from numpyro_diffusion.bound import null_log_prob, pointwise_correction, step_kl
-from numpyro_diffusion.forward import AbstractForward
-from numpyro_diffusion.reverse import AbstractReverse, ReverseStep
 from numpyro_diffusion.schedules import (
     cosine,
     reference_code,

@@ -14,10 +14,10 @@ from numpyro.infer.util import initialize_model, log_density
 from reference import gaussian_posterior
 
 from numpyro_diffusion import DenoisingReverse, DiffusionPrior, GaussianForward
-from numpyro_diffusion.analytic import GaussianReverse, MixtureReverse
 from numpyro_diffusion.guidance import Isotropic, MomentMatching, Tweedie
 from numpyro_diffusion.handlers import diffusion_sites, guide
 from numpyro_diffusion.networks import MLP
+from numpyro_diffusion.reverse.analytic import GaussianReverse, MixtureReverse
 from numpyro_diffusion.schedules import cosine
 
 MEAN = np.array([0.5, -0.3])

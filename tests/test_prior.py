@@ -24,13 +24,13 @@ from numpyro_diffusion import (
     GaussianForward,
     ProbabilityFlow,
 )
-from numpyro_diffusion.analytic import (
+from numpyro_diffusion.forward import BernoulliForward
+from numpyro_diffusion.networks import MLP
+from numpyro_diffusion.reverse.analytic import (
     BinaryPatternsReverse,
     GaussianReverse,
     MixtureReverse,
 )
-from numpyro_diffusion.forward import BernoulliForward
-from numpyro_diffusion.networks import MLP
 from numpyro_diffusion.schedules import cosine
 
 FORWARD = GaussianForward(cosine())

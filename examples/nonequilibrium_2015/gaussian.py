@@ -31,9 +31,9 @@ from common import record, run
 
 import numpyro_diffusion as nd
 from numpyro_diffusion import guidance as g
-from numpyro_diffusion import optimum
-from numpyro_diffusion.analytic import GaussianReverse
 from numpyro_diffusion.bound import step_kl
+from numpyro_diffusion.paper2015 import optimum
+from numpyro_diffusion.reverse.analytic import GaussianReverse
 from numpyro_diffusion.schedules import AbstractSchedule, uniform_grid
 
 SPECTRA = ((1.75, 0.25), (1.99, 0.01))

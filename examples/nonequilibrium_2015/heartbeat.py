@@ -48,15 +48,15 @@ from common import record, run, save_figure
 from jaxtyping import Array, Float
 
 import numpyro_diffusion as nd
-from numpyro_diffusion import optimum
-from numpyro_diffusion.analytic import BinaryPatternsReverse
 from numpyro_diffusion.bound import Bound, reconstruction
 from numpyro_diffusion.datasets import heartbeat_patterns
-from numpyro_diffusion.networks.paper2015 import SigmoidMLP, StepReadout
-from numpyro_diffusion.objectives import AbstractObjective
+from numpyro_diffusion.paper2015 import optimum
+from numpyro_diffusion.paper2015.networks import SigmoidMLP, StepReadout
 from numpyro_diffusion.reverse import AbstractReverse
+from numpyro_diffusion.reverse.analytic import BinaryPatternsReverse
 from numpyro_diffusion.samplers import ancestral_sample
 from numpyro_diffusion.schedules import uniform_grid
+from numpyro_diffusion.training.objectives import AbstractObjective
 
 RATE = 0.2
 FORWARD = nd.BernoulliForward(nd.schedules.signal_linear(), RATE)
@@ -321,7 +321,7 @@ def main(quick: bool = False, out: Path | None = None) -> None:
         quick,
     )
     beside_kernel = train(
-        nd.KernelReverse(
+        nd.paper2015.KernelReverse(
             FORWARD, tied_network(T, fades=True), T, learned_last_step=True
         ),
         nd.BoundLoss(T),

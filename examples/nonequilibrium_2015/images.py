@@ -24,9 +24,9 @@ from common import HERE, save_figure
 from jaxtyping import Array, Float
 
 import numpyro_diffusion as nd
-from numpyro_diffusion import optimum
 from numpyro_diffusion.datasets import Scaling
-from numpyro_diffusion.networks.paper2015 import MultiScaleNet
+from numpyro_diffusion.paper2015 import optimum
+from numpyro_diffusion.paper2015.networks import MultiScaleNet
 from numpyro_diffusion.schedules import AbstractSchedule
 
 NETWORKS = HERE.parents[1] / "out" / "paper2015"
@@ -131,7 +131,7 @@ def _train(
     network = MultiScaleNet(
         shape, num_steps=steps, key=jax.random.key(0), **setting.network
     )
-    reverse = nd.KernelReverse(
+    reverse = nd.paper2015.KernelReverse(
         nd.GaussianForward(schedule), network, steps, learned_last_step=True
     )
     warmup = max(1, setting.train_steps // 20)

@@ -29,7 +29,8 @@ from common import record
 from images import QUICK, Pictures, Setting, draw_samples, scores, trained_prior
 
 import numpyro_diffusion as nd
-from numpyro_diffusion import datasets, parzen
+from numpyro_diffusion import datasets
+from numpyro_diffusion.paper2015 import parzen
 
 MNIST = Setting(
     num_steps=1000,

@@ -137,7 +137,10 @@ def from_the_middle(prior: nd.DiffusionPrior) -> Method:
 
     @eqx.filter_jit
     def rest(
-        reverse: nd.KernelReverse, x: jax.Array, keys: jax.Array, grid: jax.Array
+        reverse: nd.paper2015.KernelReverse,
+        x: jax.Array,
+        keys: jax.Array,
+        grid: jax.Array,
     ) -> jax.Array:
         def one(x: jax.Array, key: jax.Array) -> jax.Array:
             def step(x: jax.Array, inputs: tuple) -> tuple[jax.Array, None]:

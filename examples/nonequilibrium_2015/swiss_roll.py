@@ -39,7 +39,6 @@ from common import record, run, save_figure
 from jaxtyping import Array, Float
 
 import numpyro_diffusion as nd
-from numpyro_diffusion import optimum
 from numpyro_diffusion.bound import Bound
 from numpyro_diffusion.datasets import (
     SWISS_ROLL_PHI,
@@ -48,7 +47,8 @@ from numpyro_diffusion.datasets import (
     swiss_roll_scale,
 )
 from numpyro_diffusion.networks import MLP
-from numpyro_diffusion.networks.paper2015 import RBFNet
+from numpyro_diffusion.paper2015 import optimum
+from numpyro_diffusion.paper2015.networks import RBFNet
 from numpyro_diffusion.reverse import AbstractReverse
 from numpyro_diffusion.schedules import (
     AbstractSchedule,
@@ -165,7 +165,7 @@ def muon(num_steps: int) -> optax.GradientTransformation:
 
 def train_paper(
     spiral: Spiral, schedule: AbstractSchedule, setting: Setting, quick: bool
-) -> nd.KernelReverse:
+) -> nd.paper2015.KernelReverse:
     """The paper's chain, trained on K; a `Learned` schedule with it."""
     data = spiral.draw(0, setting.num_train)
     network = RBFNet(
@@ -177,7 +177,9 @@ def train_paper(
         key=jax.random.key(1),
     )
     return nd.fit(
-        nd.KernelReverse(nd.GaussianForward(schedule), network, setting.num_steps),
+        nd.paper2015.KernelReverse(
+            nd.GaussianForward(schedule), network, setting.num_steps
+        ),
         data,
         key=jax.random.key(2),
         num_steps=setting.train_steps,

@@ -1,7 +1,6 @@
 """Is a sampler right? Checks that need no posterior known in closed form."""
 
 from numpyro_diffusion.diagnostics.coverage import expected_coverage
-from numpyro_diffusion.diagnostics.evidence import evidence_runs, evidence_trace
 from numpyro_diffusion.diagnostics.rank_calibration import simulation_based_calibration
 from numpyro_diffusion.diagnostics.runs import (
     CalibrationRuns,
@@ -20,8 +19,6 @@ __all__ = [
     "CalibrationRuns",
     "calibration_runs",
     "diffusion_score",
-    "evidence_runs",
-    "evidence_trace",
     "expected_coverage",
     "in_parallel",
     "in_sequence",

@@ -27,9 +27,9 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from numpyro_diffusion.forward import GaussianForward
-from numpyro_diffusion.likelihood import Likelihood
+from numpyro_diffusion.model.likelihood import Likelihood
+from numpyro_diffusion.model.sites import diffusion_site
 from numpyro_diffusion.reverse import AbstractReverse
-from numpyro_diffusion.sites import diffusion_site
 
 __all__ = ["diffusion_score", "kernel_stein_discrepancy", "posterior_score"]
 

@@ -7,15 +7,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from numpyro_diffusion.infer.joint_reverse import JointReverse
-from numpyro_diffusion.likelihood import Likelihood, OmitPrior
-from numpyro_diffusion.sites import (
+from numpyro_diffusion.model.likelihood import Likelihood, OmitPrior
+from numpyro_diffusion.model.sites import (
     check_marked_prior,
     depending_sites,
     diffusion_site,
     latent_diffusion_sites,
     traced,
 )
+from numpyro_diffusion.reverse.joint import JointReverse
 
 __all__ = ["Block"]
 

@@ -10,9 +10,8 @@ from jaxtyping import Array, Float
 from numpyro.handlers import reparam
 from numpyro.infer.reparam import Reparam
 
-from numpyro_diffusion.kernel_reverse import KernelReverse
-from numpyro_diffusion.likelihood import Likelihood, unwrapped
-from numpyro_diffusion.sites import (
+from numpyro_diffusion.model.likelihood import Likelihood, unwrapped
+from numpyro_diffusion.model.sites import (
     check_fixed_prior,
     check_marked_prior,
     depending_sites,
@@ -20,6 +19,7 @@ from numpyro_diffusion.sites import (
     latent_diffusion_sites,
     traced,
 )
+from numpyro_diffusion.paper2015.kernel_reverse import KernelReverse
 
 __all__ = ["Relaxed", "checked_sites", "offset_name", "offsets"]
 

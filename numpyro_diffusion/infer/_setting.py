@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from numpyro_diffusion.infer.joint_reverse import JointReverse
-from numpyro_diffusion.likelihood import Likelihood, OmitPrior
-from numpyro_diffusion.sites import (
+from numpyro_diffusion.model.likelihood import Likelihood, OmitPrior
+from numpyro_diffusion.model.sites import (
     Unobserved,
     check_fixed_prior,
     depending_sites,
@@ -18,6 +17,7 @@ from numpyro_diffusion.sites import (
     latent_diffusion_sites,
     traced,
 )
+from numpyro_diffusion.reverse.joint import JointReverse
 
 __all__ = ["Setting"]
 

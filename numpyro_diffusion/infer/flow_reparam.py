@@ -33,10 +33,10 @@ from numpyro.distributions import biject_to
 from numpyro.distributions.distribution import MaskedDistribution
 from numpyro.infer.reparam import Reparam
 
-from numpyro_diffusion.flow import ProbabilityFlow
-from numpyro_diffusion.likelihood import unwrapped
+from numpyro_diffusion.model.likelihood import unwrapped
+from numpyro_diffusion.model.sites import traced
 from numpyro_diffusion.prior import DiffusionPrior
-from numpyro_diffusion.sites import traced
+from numpyro_diffusion.samplers.flow import ProbabilityFlow
 
 __all__ = ["FlowReparam", "reparam_diffusion"]
 

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
 from numpyro.infer.mcmc import MCMCKernel
 
+from numpyro_diffusion.forward import noising_path
 from numpyro_diffusion.guidance import AbstractGuidance, ModelLikelihood, MomentMatching
 from numpyro_diffusion.infer._block import Block
-from numpyro_diffusion.infer.conditional_smc import conditional_smc
+from numpyro_diffusion.infer.conditional import conditional_smc
 from numpyro_diffusion.infer.path_refresh import refresh_path
-from numpyro_diffusion.samplers import noising_path
-from numpyro_diffusion.sites import deterministics_too
+from numpyro_diffusion.model.sites import deterministics_too
 
 __all__ = ["ParticleGibbs", "ParticleGibbsState"]
 

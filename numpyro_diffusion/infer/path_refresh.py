@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
 
+from numpyro_diffusion.forward import noising_path
 from numpyro_diffusion.guidance import over_stack
 from numpyro_diffusion.reverse import AbstractReverse
-from numpyro_diffusion.samplers import noising_path
 
 __all__ = ["RefreshedPath", "refresh_path"]
 

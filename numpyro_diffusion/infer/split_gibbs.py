@@ -42,9 +42,13 @@ from numpyro_diffusion.infer._relaxed import (
     offset_name,
     offsets,
 )
-from numpyro_diffusion.infer.denoised_draw import checked_width, denoised_draw
-from numpyro_diffusion.likelihood import unwrapped
-from numpyro_diffusion.sites import deterministics_too, latent_diffusion_sites, traced
+from numpyro_diffusion.model.likelihood import unwrapped
+from numpyro_diffusion.model.sites import (
+    deterministics_too,
+    latent_diffusion_sites,
+    traced,
+)
+from numpyro_diffusion.samplers.denoising import checked_width, denoised_draw
 
 __all__ = ["SplitGibbs", "SplitGibbsState"]
 

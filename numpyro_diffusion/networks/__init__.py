@@ -6,7 +6,7 @@ signature does as well. The networks of `paper2015` may also return several numb
 each entry of the event.
 """
 
-import numpyro_diffusion.networks.paper2015 as paper2015
+import numpyro_diffusion.paper2015.networks as paper2015
 from numpyro_diffusion.networks.conv import Conv
 from numpyro_diffusion.networks.mlp import MLP
 from numpyro_diffusion.networks.time_embedding import TimeEmbedding

@@ -2,8 +2,8 @@
 
 from importlib.resources import as_file, files
 
-from numpyro_diffusion.checkpoint import load, read_card
 from numpyro_diffusion.prior import DiffusionPrior
+from numpyro_diffusion.saving import load, read_card
 
 __all__ = ["load_pretrained", "pretrained_card", "pretrained_names"]
 

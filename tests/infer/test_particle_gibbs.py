@@ -21,7 +21,7 @@ import numpyro_diffusion as nd
 
 # The package exports a function under the second module's name.
 smc_room = importlib.import_module("numpyro_diffusion.infer.smc")
-conditional_room = importlib.import_module("numpyro_diffusion.infer.conditional_smc")
+conditional_room = importlib.import_module("numpyro_diffusion.infer.conditional")
 ROOT = pathlib.Path(__file__).parents[2]
 FORWARD = nd.GaussianForward(nd.schedules.cosine())
 MEAN = jnp.array([1.0, -0.5])

@@ -14,7 +14,7 @@ from numpyro.infer import MCMC, NUTS, Gibbs
 from reference import gaussian_posterior, mean_z_scores
 
 import numpyro_diffusion as nd
-from numpyro_diffusion.infer.joint_reverse import JointReverse
+from numpyro_diffusion.reverse.joint import JointReverse
 
 block_room = importlib.import_module("numpyro_diffusion.infer._block")
 COSINE = nd.GaussianForward(nd.schedules.cosine())

@@ -15,7 +15,7 @@ from numpyro.infer import MCMC, NUTS, Gibbs
 from reference import gaussian_posterior, mean_z_scores
 
 import numpyro_diffusion as nd
-from numpyro_diffusion.infer import denoised_draw
+from numpyro_diffusion.samplers.denoising import denoised_draw
 
 split_room = importlib.import_module("numpyro_diffusion.infer.split_gibbs")
 relaxed_room = importlib.import_module("numpyro_diffusion.infer._relaxed")
@@ -300,7 +300,7 @@ def bits(y):
 
 def learned_chain(y):
     network = lambda x, t: jnp.zeros((2, *x.shape))
-    reverse = nd.KernelReverse(FORWARD, network, num_steps=4)
+    reverse = nd.paper2015.KernelReverse(FORWARD, network, num_steps=4)
     numpyro.sample("x", nd.DiffusionPrior(reverse, (2,), num_steps=4))
 
 

@@ -15,7 +15,7 @@ from reference import gaussian_posterior
 
 import numpyro_diffusion as nd
 from numpyro_diffusion.infer import ParticleSweep, twisted_smc
-from numpyro_diffusion.infer.particles import founders_variance
+from numpyro_diffusion.infer.resampling import founders_variance
 
 FORWARD = nd.GaussianForward(nd.schedules.cosine())
 MEAN = np.array([0.5, -0.3])

@@ -1,0 +1,19 @@
+"""Forward diffusion: how data turn into noise."""
+
+from numpyro_diffusion.forward.base import AbstractForward, noising_path
+from numpyro_diffusion.forward.bernoulli import (
+    BernoulliForward,
+    bernoulli_of_log_odds,
+    factorised_bernoulli,
+)
+from numpyro_diffusion.forward.gaussian import GaussianForward, factorised_normal
+
+__all__ = [
+    "AbstractForward",
+    "BernoulliForward",
+    "GaussianForward",
+    "bernoulli_of_log_odds",
+    "factorised_bernoulli",
+    "factorised_normal",
+    "noising_path",
+]

@@ -1,0 +1,199 @@
+r"""Reverse processes known in closed form: the truth that everything is held against.
+
+If data are Gaussian, a Gaussian mixture or a finite set of binary patterns, the reversal
+of the forward process is known exactly: the denoiser and the transition $p(x_s \mid
+x_t)$ of any step size. A chain of these transitions returns the data law for any number
+of steps, up to what the schedule leaves of the signal at t = 1.
+
+Events are vectors, of shape (dim,).
+"""
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Num
+
+from numpyro_diffusion.forward import BernoulliForward, GaussianForward
+from numpyro_diffusion.reverse.base import AbstractReverse, ReverseStep
+
+__all__ = ["BinaryPatternsReverse", "GaussianReverse", "MixtureReverse"]
+
+
+class GaussianReverse(AbstractReverse):
+    """Exact reversal for data with law N(mean, covariance).
+
+    Args:
+        forward: The forward process.
+        mean: Shape (dim,).
+        covariance: Shape (dim, dim), symmetric and positive definite.
+
+    Raises:
+        ValueError: The covariance has an eigenvalue that is not positive.
+    """
+
+    forward: GaussianForward
+    mean: Float[Array, " dim"]
+    eigenvalues: Float[Array, " dim"]
+    eigenvectors: Float[Array, "dim dim"]
+
+    def __init__(
+        self,
+        forward: GaussianForward,
+        mean: Float[Array, " dim"],
+        covariance: Float[Array, "dim dim"],
+    ) -> None:
+        self.forward = forward
+        self.mean = mean
+        self.eigenvalues, self.eigenvectors = jnp.linalg.eigh(covariance)
+        if not bool(jnp.all(self.eigenvalues > 0.0)):  # NaN fails as well
+            raise ValueError(
+                "GaussianReverse: covariance must be positive definite, its smallest "
+                f"eigenvalue is {float(self.eigenvalues[0])}."
+            )
+
+    def marginal(self, t: ArrayLike) -> dist.Distribution:
+        """The exact law of x_t; at `t = 0` the law of the data."""
+        kept, noise = self.forward.schedule.alpha_bar(t), self.forward.schedule.noise(t)
+        return dist.MultivariateNormal(
+            jnp.sqrt(kept) * self.mean,
+            covariance_matrix=self._matrix(kept * self.eigenvalues + noise),
+        )
+
+    def denoise(self, x_t: Num[Array, " dim"], t: ArrayLike) -> Float[Array, " dim"]:
+        kept, noise = self.forward.schedule.alpha_bar(t), self.forward.schedule.noise(t)
+        residual = self.eigenvectors.T @ (x_t - jnp.sqrt(kept) * self.mean)
+        gain = jnp.sqrt(kept) * self.eigenvalues / (kept * self.eigenvalues + noise)
+        return self.mean + self.eigenvectors @ (gain * residual)
+
+    def denoising_variance(self, t: ArrayLike) -> Float[Array, ""]:
+        return jnp.mean(self._denoising_eigenvalues(t))
+
+    def step(self, x_t: Num[Array, " dim"], t: ArrayLike, s: ArrayLike) -> ReverseStep:
+        on_x0, on_x_t, variance = self.forward.bridge_coefficients(s, t)
+        spectrum = variance + on_x0**2 * self._denoising_eigenvalues(t)
+        x0_hat = self.denoise(x_t, t)
+        law = dist.MultivariateNormal(
+            on_x0 * x0_hat + on_x_t * x_t, covariance_matrix=self._matrix(spectrum)
+        )
+        return ReverseStep(x0_hat, law)
+
+    def _denoising_eigenvalues(self, t: ArrayLike) -> Float[Array, " dim"]:
+        kept, noise = self.forward.schedule.alpha_bar(t), self.forward.schedule.noise(t)
+        return self.eigenvalues * noise / (kept * self.eigenvalues + noise)
+
+    def _matrix(self, spectrum: Float[Array, " dim"]) -> Float[Array, "dim dim"]:
+        return (self.eigenvectors * spectrum[None, :]) @ self.eigenvectors.T
+
+
+class MixtureReverse(AbstractReverse):
+    """Exact reversal for a mixture of Gaussians with diagonal covariances.
+
+    Its transitions are mixtures themselves.
+
+    Attributes:
+        forward: The forward process.
+        weights: Shape (num_components,), positive, summing to one.
+        means: Shape (num_components, dim).
+        scales: Standard deviations, shape (num_components, dim).
+    """
+
+    forward: GaussianForward
+    weights: Float[Array, " num_components"]
+    means: Float[Array, "num_components dim"]
+    scales: Float[Array, "num_components dim"]
+
+    def marginal(self, t: ArrayLike) -> dist.Distribution:
+        """The exact law of x_t; at `t = 0` the law of the data."""
+        kept = self.forward.schedule.alpha_bar(t)
+        return _mixture(
+            jnp.log(self.weights), jnp.sqrt(kept) * self.means, self._variances(t)
+        )
+
+    def denoise(self, x_t: Num[Array, " dim"], t: ArrayLike) -> Float[Array, " dim"]:
+        log_weights, means, _ = self._given(x_t, t)
+        return jax.nn.softmax(log_weights) @ means
+
+    def denoising_variance(self, t: ArrayLike) -> Float[Array, ""]:
+        """The variance within components, averaged: what is left once the mode is known.
+
+        The share between components has no closed form; near the data it vanishes.
+        """
+        noise = self.forward.schedule.noise(t)
+        within = self.scales**2 * noise / self._variances(t)
+        return jnp.mean(self.weights @ within)
+
+    def step(self, x_t: Num[Array, " dim"], t: ArrayLike, s: ArrayLike) -> ReverseStep:
+        on_x0, on_x_t, variance = self.forward.bridge_coefficients(s, t)
+        log_weights, means, variances = self._given(x_t, t)
+        law = _mixture(
+            log_weights,
+            on_x0 * means + on_x_t * x_t[None, :],
+            variance + on_x0**2 * variances,
+        )
+        return ReverseStep(jax.nn.softmax(log_weights) @ means, law)
+
+    def _variances(self, t: ArrayLike) -> Float[Array, "num_components dim"]:
+        schedule = self.forward.schedule
+        return schedule.alpha_bar(t) * self.scales**2 + schedule.noise(t)
+
+    def _given(self, x_t: Array, t: ArrayLike) -> tuple[Array, Array, Array]:
+        """Log weights, means and variances of the components of x_0 given x_t."""
+        alpha = jnp.sqrt(self.forward.schedule.alpha_bar(t))
+        noise, total = self.forward.schedule.noise(t), self._variances(t)
+        residual = x_t[None, :] - alpha * self.means
+        log_weights = jnp.log(self.weights) - 0.5 * jnp.sum(
+            residual**2 / total + jnp.log(total), axis=1
+        )
+        means = self.means + alpha * self.scales**2 / total * residual
+        return log_weights, means, self.scales**2 * noise / total
+
+
+class BinaryPatternsReverse(AbstractReverse):
+    """Exact reversal for data that are one of finitely many binary patterns.
+
+    Its transitions are mixtures, over the patterns, of factorised bridges. For the best
+    *factorised* reversal, wrap its denoiser:
+    `DenoisingReverse(forward, exact.denoise, DataPrediction())`.
+
+    Attributes:
+        forward: The forward process.
+        weights: Shape (num_patterns,), positive, summing to one.
+        patterns: Zeros and ones, shape (num_patterns, dim).
+    """
+
+    forward: BernoulliForward
+    weights: Float[Array, " num_patterns"]
+    patterns: Float[Array, "num_patterns dim"]
+
+    def denoise(self, x_t: Num[Array, " dim"], t: ArrayLike) -> Float[Array, " dim"]:
+        return jax.nn.softmax(self._log_weights(x_t, t)) @ self.patterns
+
+    def denoising_variance(self, t: ArrayLike) -> Float[Array, ""]:
+        """An upper bound: the variance of a bit under the data law, averaged."""
+        mean = self.weights @ self.patterns
+        return jnp.mean(mean * (1.0 - mean)) * self.forward.schedule.noise(t)
+
+    def step(self, x_t: Num[Array, " dim"], t: ArrayLike, s: ArrayLike) -> ReverseStep:
+        def bridge(pattern: Array) -> Array:
+            law = self.forward.posterior(x_t, pattern, s, t)
+            return law.mean
+
+        log_weights = self._log_weights(x_t, t)
+        law = dist.MixtureSameFamily(
+            dist.Categorical(logits=log_weights),
+            dist.BernoulliProbs(jax.vmap(bridge)(self.patterns)).to_event(1),
+        )
+        return ReverseStep(jax.nn.softmax(log_weights) @ self.patterns, law)
+
+    def _log_weights(self, x_t: Array, t: ArrayLike) -> Float[Array, " num_patterns"]:
+        def log_likelihood(pattern: Array) -> Array:
+            p = self.forward.marginal(pattern, t).mean
+            return jnp.sum(jnp.log(jnp.where(x_t > 0.5, p, 1.0 - p)))
+
+        return jnp.log(self.weights) + jax.vmap(log_likelihood)(self.patterns)
+
+
+def _mixture(log_weights: Array, means: Array, variances: Array) -> dist.Distribution:
+    components = dist.Normal(means, jnp.sqrt(variances)).to_event(1)
+    return dist.MixtureSameFamily(dist.Categorical(logits=log_weights), components)

@@ -1,0 +1,214 @@
+r"""Several diffusion priors as one reverse process.
+
+Independent priors $p_1(x_1), \ldots, p_n(x_n)$ have a joint reverse process: it steps each
+of them by its own law, on its own schedule, all in the same number of steps. Its event is
+the vector of all their entries, and its schedule is a curve per entry, so that whatever
+knows a Gaussian process by its coefficients works on it entry by entry. What ties the parts
+together is the likelihood alone, through guidance and weights.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+from numpyro.distributions import constraints
+
+from numpyro_diffusion.forward import GaussianForward
+from numpyro_diffusion.prior import DiffusionPrior
+from numpyro_diffusion.reverse.base import AbstractReverse, ReverseStep
+from numpyro_diffusion.schedules import AbstractSchedule
+
+__all__ = ["JointReverse"]
+
+
+class JointReverse(AbstractReverse):
+    """The reverse process of independent Gaussian diffusion priors, side by side.
+
+    Args:
+        priors: The prior of each site.
+        shapes: The shape of each site, which ends in its prior's event shape; what comes
+            before counts copies.
+
+    Raises:
+        TypeError: A prior is over bits.
+        ValueError: The priors' numbers of steps differ.
+    """
+
+    forward: GaussianForward
+    parts: tuple[AbstractReverse, ...]
+    shapes: tuple[tuple[int, ...], ...] = eqx.field(static=True)
+    copies: tuple[tuple[int, ...], ...] = eqx.field(static=True)
+
+    def __init__(
+        self, priors: Sequence[DiffusionPrior], shapes: Sequence[tuple[int, ...]]
+    ) -> None:
+        if not all(prior.is_continuous for prior in priors):
+            raise TypeError(
+                "JointReverse: all priors must be over real numbers to move jointly, got "
+                "bits; use one infer.ParticleGibbs block for each site."
+            )
+        steps = [prior.num_steps for prior in priors]
+        if len(set(steps)) > 1:
+            raise ValueError(
+                "JointReverse: all priors must have the same num_steps to move jointly, "
+                f"got {steps}; build them anew as DiffusionPrior(prior.reverse, "
+                "prior.event_shape, num_steps)."
+            )
+        self.parts = tuple(prior.reverse for prior in priors)
+        self.shapes = tuple(shapes)
+        self.copies = tuple(
+            (math.prod(shape) // math.prod(prior.event_shape), *prior.event_shape)
+            for prior, shape in zip(priors, shapes, strict=True)
+        )
+        schedules = tuple(part.forward.schedule for part in self.parts)
+        self.forward = GaussianForward(_PerEntry(schedules, self._sizes))
+
+    @property
+    def size(self) -> int:
+        """Number of entries of all sites together."""
+        return sum(self._sizes)
+
+    def split(self, x: Float[Array, " size"]) -> list[Array]:
+        """The values of the sites, each in its own shape."""
+        pieces = _pieces(x, self._sizes)
+        return [p.reshape(s) for p, s in zip(pieces, self.shapes, strict=True)]
+
+    def joined(self, values: Sequence[Array]) -> Float[Array, " size"]:
+        """The inverse of `split`."""
+        return jnp.concatenate([value.reshape(-1) for value in values])
+
+    def denoise(
+        self, x_t: Float[Array, " size"], t: ArrayLike
+    ) -> Float[Array, " size"]:
+        return self.joined(self._of_parts(lambda part, x: part.denoise(x, t), x_t))
+
+    def denoising_variance(self, t: ArrayLike) -> Float[Array, " size"]:
+        """Each part's own, for each of its entries."""
+        variances = [part.denoising_variance(t) for part in self.parts]
+        return _repeated(variances, self._sizes)
+
+    def step(
+        self, x_t: Float[Array, " size"], t: ArrayLike, s: ArrayLike
+    ) -> ReverseStep:
+        steps = self._of_parts(lambda part, x: part.step(x, t, s), x_t)
+        laws = tuple(step.law for step in steps)
+        return ReverseStep(
+            self.joined([step.x0_hat for step in steps]),
+            _SideBySide(laws, self.copies, self.size),
+        )
+
+    @property
+    def _sizes(self) -> tuple[int, ...]:
+        return tuple(math.prod(shape) for shape in self.shapes)
+
+    def _of_parts(self, function: Callable, x: Array) -> list[Any]:
+        """A function of a part and one event, mapped over the copies of each part."""
+        return [
+            jax.vmap(lambda one, part=part: function(part, one))(piece.reshape(shape))
+            for part, piece, shape in zip(
+                self.parts, _pieces(x, self._sizes), self.copies, strict=True
+            )
+        ]
+
+
+class _PerEntry(AbstractSchedule):
+    """A curve per entry: each of some schedules, repeated for a number of entries."""
+
+    schedules: tuple[AbstractSchedule, ...]
+    sizes: tuple[int, ...] = eqx.field(static=True)
+
+    def alpha_bar(self, t: ArrayLike) -> Float[Array, " size"]:
+        return self._curves(lambda schedule: schedule.alpha_bar(t))
+
+    def noise(self, t: ArrayLike) -> Float[Array, " size"]:
+        return self._curves(lambda schedule: schedule.noise(t))
+
+    def time(self, angle: ArrayLike) -> Float[Array, " size"]:
+        return self._curves(lambda schedule: schedule.time(angle))
+
+    def _curves(self, curve: Callable) -> Float[Array, " size"]:
+        values = [curve(schedule) for schedule in self.schedules]
+        if any(jnp.ndim(value) > 0 for value in values):
+            raise ValueError(
+                "JointReverse: one denoising error cannot serve several priors; use "
+                "Isotropic() without `error`, which takes that of each of them."
+            )
+        return _repeated(values, self.sizes)
+
+
+class _SideBySide(dist.Distribution):
+    """Independent laws of consecutive pieces of one vector.
+
+    Args:
+        laws: For each piece the laws of its copies, with the copies' axis on their arrays.
+        copies: For each piece the shape (num_copies, *event) of its values.
+        size: Length of the vector.
+    """
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
+    pytree_data_fields = ("laws",)
+    pytree_aux_fields = ("copies",)
+
+    def __init__(
+        self,
+        laws: tuple[dist.Distribution, ...],
+        copies: tuple[tuple[int, ...], ...],
+        size: int,
+    ) -> None:
+        self.laws, self.copies = laws, copies
+        super().__init__((), (size,))
+
+    @property
+    def support(self) -> constraints.Constraint:
+        return constraints.real_vector
+
+    @property
+    def mean(self) -> Float[Array, " size"]:
+        return self._moment(lambda law: law.mean)
+
+    @property
+    def variance(self) -> Float[Array, " size"]:
+        return self._moment(lambda law: law.variance)
+
+    def _moment(self, moment: Callable) -> Float[Array, " size"]:
+        parts = [jax.vmap(moment)(law).reshape(-1) for law in self.laws]
+        return jnp.concatenate(parts)
+
+    def sample(self, key: Array | None, sample_shape: tuple[int, ...] = ()) -> Array:
+        def one(key: Array) -> Array:
+            keys = jax.random.split(key, len(self.laws))
+            pieces = [
+                jax.vmap(lambda law, key: law.sample(key))(
+                    law, jax.random.split(key, shape[0])
+                )
+                for law, key, shape in zip(self.laws, keys, self.copies, strict=True)
+            ]
+            return jnp.concatenate([piece.reshape(-1) for piece in pieces])
+
+        keys = jax.random.split(jnp.asarray(key), math.prod(sample_shape))
+        return jax.vmap(one)(keys).reshape(*sample_shape, -1)
+
+    def log_prob(
+        self, value: Float[Array, " size"], intermediates: Any = None
+    ) -> Float[Array, ""]:
+        pieces = _pieces(value, [math.prod(shape) for shape in self.copies])
+        log_probs = [
+            jax.vmap(lambda law, x: law.log_prob(x))(law, piece.reshape(shape))
+            for law, piece, shape in zip(self.laws, pieces, self.copies, strict=True)
+        ]
+        return sum((jnp.sum(part) for part in log_probs), jnp.zeros(()))
+
+
+def _pieces(x: Array, sizes: Sequence[int]) -> list[Array]:
+    ends = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
+    return jnp.split(x, ends)
+
+
+def _repeated(values: Sequence[Array], sizes: Sequence[int]) -> Float[Array, " size"]:
+    return jnp.concatenate([jnp.full(n, v) for n, v in zip(sizes, values, strict=True)])

@@ -1,0 +1,150 @@
+r"""What training minimises.
+
+`DenoisingLoss` is the squared (for bits: cross-entropy) error of the denoiser, averaged
+over noise levels. `BoundLoss` is the 2015 paper's own objective, $-K$, whose gradient
+reaches the network and, if it is a learned one, the schedule: through $x_t$, written as
+a function of the schedule and of noise that does not depend on it, and through every
+entropy.
+
+Both average over a batch of events and noise levels spread evenly over it (one uniform
+offset for the whole batch, Kingma et al. 2021, arXiv:2107.00630, appendix I.1).
+"""
+
+import abc
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Num, PyTree
+
+from numpyro_diffusion.bound import reconstruction, step_kl
+from numpyro_diffusion.paper2015.kernel_reverse import KernelReverse, check_num_steps
+from numpyro_diffusion.reverse import DenoisingReverse, as_float
+from numpyro_diffusion.schedules import Learned, uniform_grid
+
+__all__ = ["AbstractObjective", "BoundLoss", "DenoisingLoss"]
+
+
+class AbstractObjective(eqx.Module):
+    """A loss of a reverse process on a batch of events."""
+
+    @abc.abstractmethod
+    def trainable(self, reverse: Any) -> PyTree[bool]:
+        """Which leaves of the reverse process are trained: a tree of its structure."""
+
+    @abc.abstractmethod
+    def loss(
+        self, reverse: Any, x0: Num[Array, "num *event"], key: Array
+    ) -> Float[Array, ""]:
+        """An unbiased estimate of the loss, a mean over the batch."""
+
+
+class DenoisingLoss(AbstractObjective):
+    """The loss of the process's prediction at times spread evenly in (0, 1]."""
+
+    def trainable(self, reverse: Any) -> PyTree[bool]:
+        return _network_leaves(reverse)
+
+    def loss(
+        self, reverse: DenoisingReverse, x0: Num[Array, "num *event"], key: Array
+    ) -> Float[Array, ""]:
+        time_key, noise_key = jax.random.split(key)
+        num = len(x0)
+        offset = jax.random.uniform(time_key, dtype=as_float(x0).dtype)
+        # In (0, 1], for 1 - offset is: the other way round rounding may give t = 0.
+        times = (jnp.arange(num) + (1.0 - offset)) / num
+
+        def one(x0: Array, t: Array, key: Array) -> Array:
+            x_t = jnp.asarray(reverse.forward.marginal(x0, t).sample(key))
+            return reverse.loss(x0, x_t, t)
+
+        return jnp.mean(jax.vmap(one)(x0, times, jax.random.split(noise_key, num)))
+
+
+class BoundLoss(AbstractObjective):
+    r"""$-K$ in nats per event, for a chain of `num_steps` steps.
+
+    With a process that learns its last step, minus `K_learned`. A `Learned` schedule is
+    trained beside the network.
+
+    Attributes:
+        num_steps: Steps T of the chain.
+        every_step: Whether each event meets every step, at T network calls, or one step
+            of its own, in an unbiased estimate.
+
+    Raises:
+        ValueError: `num_steps` is less than 2; in `loss`, the process is a
+            `KernelReverse` of another number of steps.
+
+    Source: Sohl-Dickstein et al. 2015, eq. 14 and section 2.4.1. The paper evaluates
+    every step with noise that is frozen for each event; here it is drawn anew.
+    """
+
+    num_steps: int = eqx.field(static=True)
+    every_step: bool = eqx.field(static=True, default=False)
+
+    def __check_init__(self) -> None:
+        if self.num_steps < 2:
+            raise ValueError(
+                f"BoundLoss: num_steps must be at least 2, got {self.num_steps}."
+            )
+
+    def trainable(self, reverse: Any) -> PyTree[bool]:
+        leaves = _network_leaves(reverse)
+        schedule = reverse.forward.schedule
+        if not isinstance(schedule, Learned):
+            return leaves
+        return eqx.tree_at(
+            lambda r: r.forward.schedule,
+            leaves,
+            jax.tree.map(eqx.is_inexact_array, schedule),
+        )
+
+    def loss(
+        self, reverse: Any, x0: Num[Array, "num *event"], key: Array
+    ) -> Float[Array, ""]:
+        check_num_steps("BoundLoss", reverse, self.num_steps)
+        step_key, noise_key, last_key = jax.random.split(key, 3)
+        grid, num = uniform_grid(self.num_steps), len(x0)
+        forward = reverse.forward
+
+        def kl(x0: Array, step: Array, key: Array) -> Array:
+            """Of step `step` in 2..T, at one draw of x_t."""
+            noise_key, kl_key = jax.random.split(key)
+            t, s = grid[step], grid[step - 1]
+            x_t = jnp.asarray(forward.marginal(x0, t).sample(noise_key))
+            return step_kl(reverse, x0, x_t, t, s, kl_key)
+
+        kls = self._summed_kls(kl, x0, step_key, noise_key)
+        if isinstance(reverse, KernelReverse) and not reverse.learned_last_step:
+            last = -jax.vmap(lambda x: forward.marginal(x, grid[1]).entropy())(x0)
+        else:
+            keys = jax.random.split(last_key, num)
+            log_prob = lambda x, key: reconstruction(reverse, x, grid[1], key)
+            last = jax.vmap(log_prob)(x0, keys)
+        at_end = jax.vmap(lambda x: forward.marginal(x, grid[-1]).entropy())(x0)
+        terminal = forward.terminal(x0.shape[1:]).entropy()
+        return jnp.mean(kls - at_end - last) + terminal
+
+    def _summed_kls(
+        self, kl: Any, x0: Array, step_key: Array, noise_key: Array
+    ) -> Float[Array, " num"]:
+        """The KLs of steps 2..T, summed, or T - 1 times that of one step per event."""
+        num, num_kls = len(x0), self.num_steps - 1
+        if self.every_step:
+            keys = jax.random.split(noise_key, (num_kls, num))
+            steps = jnp.arange(2, self.num_steps + 1)
+            every = jax.vmap(jax.vmap(kl, (0, None, 0)), (None, 0, 0))(x0, steps, keys)
+            return jnp.sum(every, axis=0)
+        keys = jax.random.split(noise_key, num)
+        offset = jax.random.uniform(step_key, dtype=as_float(x0).dtype)
+        place = (jnp.arange(num) + offset) / num * num_kls
+        steps = 2 + jnp.minimum(jnp.floor(place).astype(int), num_kls - 1)
+        return num_kls * jax.vmap(kl)(x0, steps, keys)
+
+
+def _network_leaves(reverse: Any) -> PyTree[bool]:
+    nothing = jax.tree.map(lambda _: False, reverse)
+    trained = jax.tree.map(eqx.is_inexact_array, reverse.network)
+    return eqx.tree_at(lambda r: r.network, nothing, trained)

@@ -1,0 +1,136 @@
+"""The examples run, with tiny numbers."""
+
+import importlib.util
+import pathlib
+
+import numpy as np
+import pytest
+
+import numpyro_diffusion as nd
+
+EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(autouse=True)
+def examples_on_the_path(monkeypatch):
+    """As for a script: its folder comes first."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+
+
+def load_example(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_example_is_tested():
+    names = {path.stem for path in EXAMPLES.glob("*.py")} - {"pictures"}
+    assert names == {
+        "count_photons",
+        "deblur_digits",
+        "inpaint_digits",
+        "separate_digits",
+        "train_digits",
+    }
+
+
+def test_inpaint_digits(tmp_path, capsys):
+    idata = load_example("inpaint_digits").main(
+        num_digits=2,
+        num_warmup=2,
+        num_samples=4,
+        num_particles=2,
+        out=tmp_path,
+        progress_bar=False,
+    )
+    assert idata.posterior["x"].shape == (1, 4, 2, 8, 8)
+    assert idata.posterior["x"].dims[2:] == ("digit", "row", "column")
+    assert "noise scale: 95 % interval" in capsys.readouterr().out
+    for name in ("inpaint_digits.png", "inpaint_digits.nc"):
+        assert (tmp_path / name).stat().st_size > 1000
+
+
+@pytest.mark.slow  # compiles the chain twice
+def test_separate_digits(tmp_path, capsys):
+    idata = load_example("separate_digits").main(
+        num_strips=2,
+        num_warmup=2,
+        num_samples=4,
+        num_particles=2,
+        num_start_particles=4,
+        chain_steps=4,
+        out=tmp_path,
+        progress_bar=False,
+    )
+    for site in ("left", "right"):
+        assert idata.posterior[site].shape == (1, 4, 2, 8, 8)
+    assert "digits changed in" in capsys.readouterr().out
+    assert (tmp_path / "separate_digits.png").stat().st_size > 1000
+
+
+def test_the_ink_of_two_digits_adds_up():
+    example = load_example("separate_digits")
+    left, right = example.digits().test[:2]
+    total = example.superposed(left, right)
+    assert total.shape == (8, 16 - example.OVERLAP)
+    ink = lambda x: float(np.sum(example.DIGITS_SCALING.restore(x)))
+    np.testing.assert_allclose(np.sum(total), ink(left) + ink(right), rtol=1e-5)
+
+
+@pytest.mark.slow  # compiles the chain
+def test_deblur_digits(tmp_path, capsys):
+    idata = load_example("deblur_digits").main(
+        num_digits=2,
+        num_warmup=2,
+        num_samples=4,
+        num_particles=2,
+        chain_steps=4,
+        out=tmp_path,
+        progress_bar=False,
+    )
+    assert idata.posterior["width"].shape == (1, 4)
+    assert "width: 95 % interval" in capsys.readouterr().out
+    assert (tmp_path / "deblur_digits.png").stat().st_size > 1000
+
+
+def test_blur_keeps_the_ink_that_stays_inside():
+    example = load_example("deblur_digits")
+    paper = example.DIGITS_SCALING.standardise(np.zeros((8, 8)))
+    point = example.DIGITS_SCALING.standardise(np.eye(8)[3][:, None] * np.eye(8)[4])
+    np.testing.assert_allclose(example.blurred(paper, 1.0), 0.0, atol=1e-5)
+    spread = np.asarray(example.blurred(point, 0.7))
+    np.testing.assert_allclose(spread.sum(), 1.0, atol=1e-4)
+    row = np.indices((8, 8))[0]
+    np.testing.assert_allclose(np.sum(spread * (row - 3) ** 2), 0.7**2, rtol=1e-2)
+    # What is near the edge is lost, not folded back.
+    corner = example.DIGITS_SCALING.standardise(np.eye(8)[0][:, None] * np.eye(8)[0])
+    assert float(np.sum(example.blurred(corner, 1.0))) < 0.6
+
+
+@pytest.mark.slow  # compiles the chain twice
+def test_count_photons(tmp_path, capsys):
+    idata = load_example("count_photons").main(
+        num_digits=2, num_particles=4, chain_steps=4, out=tmp_path, progress_bar=False
+    )
+    assert idata.posterior["x"].shape == (1, 4, 2, 8, 8)
+    assert "log evidence for upside down" in capsys.readouterr().out
+    assert (tmp_path / "count_photons.png").stat().st_size > 1000
+
+
+@pytest.mark.slow  # the two-sample classifier and the compilation of two chains
+def test_train_digits(tmp_path, capsys):
+    card = load_example("train_digits").main(
+        num_steps=3,
+        bound_steps=4,
+        num_test=20,
+        chain_steps=2,
+        out=tmp_path,
+        progress_bar=False,
+    )
+    assert nd.read_card(tmp_path / "digits.nd") == card
+    assert nd.load(tmp_path / "digits.nd").event_shape == (8, 8)
+    assert (tmp_path / "digits.png").stat().st_size > 1000
+    assert "test_bound_bits_per_pixel" in capsys.readouterr().out
