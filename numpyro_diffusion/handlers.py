@@ -12,7 +12,7 @@ from numpyro.primitives import Messenger
 from numpyro_diffusion.guidance import (
     AbstractGuidance,
     ModelLikelihood,
-    MomentMatching,
+    default_guidance,
     guided_sample,
 )
 from numpyro_diffusion.model.likelihood import Likelihood, OmitPrior, zeros_like_site
@@ -65,7 +65,7 @@ def guide(
     Args:
         model: A NumPyro model. Its observations come from its arguments (`obs=`) or from
             handlers inside, as in `guide(condition(model, data))`.
-        guidance: By default `MomentMatching()`.
+        guidance: By default `guidance.default_guidance` of the process.
         site: Name of the diffusion site; needed only if the model has several.
 
     Returns:
@@ -77,7 +77,6 @@ def guide(
             name), an unobserved latent lies between the site and an observation, or an
             observation that depends on the site was made by an outer handler.
     """
-    guidance = MomentMatching() if guidance is None else guidance
 
     def guided(*args: Any, **kwargs: Any) -> Any:
         with block():
@@ -101,7 +100,7 @@ def guide(
 def _guided_value(
     key: Array,
     model: Callable,
-    guidance: AbstractGuidance,
+    guidance: AbstractGuidance | None,
     name: str,
     followers: frozenset[str],
     others: dict[str, Array],
@@ -118,6 +117,8 @@ def _guided_value(
         return likelihood.expected(likelihood.unstacked(stack), laws)
 
     log_likelihood = ModelLikelihood(likelihood.per_problem, expected)
+    if guidance is None:
+        guidance = default_guidance(prior.reverse)
     stack = guided_sample(
         key, prior.reverse, guidance, log_likelihood, shape, prior.grid
     )

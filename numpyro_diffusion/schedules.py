@@ -70,11 +70,11 @@ class AbstractSchedule(eqx.Module):
         r"""$\arctan\sqrt{(1 - \bar\alpha) / \bar\alpha}$, in radians."""
         return jnp.arctan2(jnp.sqrt(self.noise(t)), jnp.sqrt(self.alpha_bar(t)))
 
-    def kept(self, s: ArrayLike, t: ArrayLike) -> Float[Array, "..."]:
+    def kept(self, *, s: ArrayLike, t: ArrayLike) -> Float[Array, "..."]:
         r"""Share of the signal at `s` that is left at `t > s`: the step's $1 - \beta$."""
         return self.alpha_bar(t) / self.alpha_bar(s)
 
-    def beta(self, s: ArrayLike, t: ArrayLike) -> Float[Array, "..."]:
+    def beta(self, *, s: ArrayLike, t: ArrayLike) -> Float[Array, "..."]:
         r"""Share of the signal at `s` that is lost by `t > s`: the step's $\beta$.
 
         Both forms are exact in real arithmetic; each is used where it subtracts the

@@ -247,8 +247,8 @@ def draw(reverse: AbstractReverse, setting: Setting) -> tuple[np.ndarray, ...]:
         chain_key, edge_key, last_key = jax.random.split(key, 3)
         x1 = ancestral_sample(reverse, chain_key, (20,), grid[1:])
         # The forward kernel, run backwards.
-        fixed = FORWARD.transition(x1, 0.0, first)
-        learned = reverse.transition(x1, first, 0.0)
+        fixed = FORWARD.transition(x1, s=0.0, t=first)
+        learned = reverse.transition(x1, t=first, s=0.0)
         return (
             x1,
             jnp.asarray(fixed.sample(edge_key)),

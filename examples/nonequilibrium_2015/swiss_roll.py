@@ -127,7 +127,7 @@ QUICK = Setting(6, 4, 20, 200, 100, 10, 6, 8, 1, 4, 20, 50, 10)
 def frozen(schedule: AbstractSchedule, num_steps: int) -> Tabulated:
     """The same rates, which training leaves alone."""
     grid = uniform_grid(num_steps)
-    return nd.schedules.tabulated(schedule.beta(grid[:-1], grid[1:]))
+    return nd.schedules.tabulated(schedule.beta(s=grid[:-1], t=grid[1:]))
 
 
 def spread_out(
@@ -255,7 +255,7 @@ def slices(
     def one(x: Array, key: Array) -> tuple[Array, Array]:
         def step(x_t: Array, inputs: tuple[Array, ...]) -> tuple[Array, Array]:
             t, s, key = inputs
-            x_s = jnp.asarray(reverse.transition(x_t, t, s).sample(key))
+            x_s = jnp.asarray(reverse.transition(x_t, t=t, s=s).sample(key))
             return x_s, x_s
 
         keys = jax.random.split(key, num_steps)
@@ -302,7 +302,7 @@ def picture(
         for row, x in enumerate((noised[column], generated[column])):
             axes[row, column].plot(*np.asarray(x).T, ".", color="black", markersize=0.8)
         drift = jax.vmap(
-            lambda x, k=k: reverse.transition(x, grid[k], grid[k - 1]).mean
+            lambda x, k=k: reverse.transition(x, t=grid[k], s=grid[k - 1]).mean
         )
         arrows = np.asarray(drift(jnp.asarray(mesh, data.dtype))) - mesh
         axes[2, column].quiver(*mesh.T, *arrows.T, color="tab:blue", width=0.004)

@@ -26,7 +26,6 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from numpyro_diffusion.forward import GaussianForward
 from numpyro_diffusion.model.likelihood import Likelihood
 from numpyro_diffusion.model.sites import diffusion_site
 from numpyro_diffusion.reverse import AbstractReverse
@@ -54,7 +53,7 @@ def diffusion_score(
 
     Source: Tweedie's formula; Efron 2011, JASA 106(496), eq. 2.8.
     """
-    if not isinstance(reverse.forward, GaussianForward):
+    if reverse.forward.values is not None:
         raise TypeError(
             "diffusion_score: only Gaussian diffusion has a score, got "
             f"{type(reverse.forward).__name__}."

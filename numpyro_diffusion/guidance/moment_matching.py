@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, Num
 
-from numpyro_diffusion.forward import BernoulliForward
 from numpyro_diffusion.guidance.base import (
     AbstractGuidance,
     LogLikelihood,
@@ -20,7 +19,6 @@ from numpyro_diffusion.guidance.base import (
     over_stack,
     step_stack,
     terminal_stack,
-    tilted_bits,
     value_and_gradient,
 )
 from numpyro_diffusion.guidance.newton import Limits, Problem, Values, mode_preimage
@@ -37,6 +35,7 @@ class AbstractCovariance(eqx.Module):
         self,
         reverse: AbstractReverse,
         x_t: Float[Array, "P C *event"],
+        *,
         t: Time,
         s: Time,
     ) -> tuple[ReverseStep, Callable[[Array], Array]]:
@@ -56,6 +55,7 @@ class Isotropic(AbstractCovariance):
         self,
         reverse: AbstractReverse,
         x_t: Float[Array, "P C *event"],
+        *,
         t: Time,
         s: Time,
     ) -> tuple[ReverseStep, Callable[[Array], Array]]:
@@ -87,6 +87,7 @@ class Tweedie(AbstractCovariance):
         self,
         reverse: AbstractReverse,
         x_t: Float[Array, "P C *event"],
+        *,
         t: Time,
         s: Time,
     ) -> tuple[ReverseStep, Callable[[Array], Array]]:
@@ -126,9 +127,6 @@ class MomentMatching(AbstractGuidance):
     holds, for `max_newton` steps at most. Where H is not positive enough, the conjugate
     gradients stop at the last point of positive curvature.
 
-    Bits: the log-odds of each denoised bit are shifted by the difference the bit makes
-    to the log likelihood.
-
     Attributes:
         covariance: `Isotropic()` or `Tweedie()`.
         max_iterations: Limit on the conjugate gradients of each Newton step. Who sets it
@@ -166,14 +164,13 @@ class MomentMatching(AbstractGuidance):
         reverse: AbstractReverse,
         log_likelihood: LogLikelihood,
         x_t: Num[Array, "P C *event"],
+        *,
         t: Time,
         s: Time,
     ) -> TiltedStep:
-        law, x0_hat, log_twist = self._condition(reverse, log_likelihood, x_t, t, s)
-        variance = reverse.denoising_variance(t)
-        proposal = over_stack(
-            lambda x, x0: reverse.forward.averaged_posterior(x, x0, variance, s, t)
-        )(x_t, x0_hat)
+        law, x0_hat, log_twist = self._condition(reverse, log_likelihood, x_t, t=t, s=s)
+        given = lambda x, x0: reverse.law_given(x, x0, t=t, s=s)
+        proposal = over_stack(given)(x_t, x0_hat)
         return TiltedStep(law, proposal, log_twist)
 
     def condition(
@@ -184,21 +181,24 @@ class MomentMatching(AbstractGuidance):
         t: Time,
     ) -> tuple[Float[Array, "P C *event"], Float[Array, " P"]]:
         """E[x_0 | x_t, y] and log psi_t(x_t)."""
-        return self._condition(reverse, log_likelihood, x_t, t, 0.0)[1:]
+        return self._condition(reverse, log_likelihood, x_t, t=t, s=0.0)[1:]
 
     def _condition(
         self,
         reverse: AbstractReverse,
         log_likelihood: LogLikelihood,
         x_t: Num[Array, "P C *event"],
+        *,
         t: Time,
         s: Time,
     ) -> tuple[dist.Distribution, Float[Array, "P C *event"], Float[Array, " P"]]:
         """The untilted law of x_s, E[x_0 | x_t, y] and log psi_t(x_t)."""
-        if isinstance(reverse.forward, BernoulliForward):
-            x0_hat, law = step_stack(reverse, x_t, t, s)
-            return law, *tilted_bits(x0_hat, log_likelihood)
-        (x0_hat, law), covariance = self.covariance.step(reverse, x_t, t, s)
+        if reverse.forward.values is not None:
+            raise TypeError(
+                "MomentMatching: the process must be over real numbers, got "
+                f"{type(reverse.forward).__name__}; use ValueTilt."
+            )
+        (x0_hat, law), covariance = self.covariance.step(reverse, x_t, t=t, s=s)
         # Closed-over values as arguments, so that a derivative reaches them.
         converted = [
             jax.closure_convert(

@@ -12,10 +12,10 @@ from numpyro_diffusion.model.sites import (
     check_marked_prior,
     depending_sites,
     diffusion_site,
+    jointly,
     latent_diffusion_sites,
     traced,
 )
-from numpyro_diffusion.reverse.joint import JointReverse
 
 __all__ = ["Block"]
 
@@ -69,7 +69,7 @@ class Block:
         if rest:
             priors = [likelihood.prior for likelihood in self._likelihoods]
             shapes = [likelihood.shape for likelihood in self._likelihoods]
-            self._joint = JointReverse(priors, shapes)
+            self._joint = jointly(priors, shapes)
             self.reverse, self.num_problems = self._joint, 1
         else:
             self._joint = None

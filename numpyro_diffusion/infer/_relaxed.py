@@ -19,7 +19,6 @@ from numpyro_diffusion.model.sites import (
     latent_diffusion_sites,
     traced,
 )
-from numpyro_diffusion.paper2015.kernel_reverse import KernelReverse
 
 __all__ = ["Relaxed", "checked_sites", "offset_name", "offsets"]
 
@@ -110,10 +109,11 @@ def checked_sites(
                 f"SplitGibbs: the diffusion site {name!r} must be over real numbers, got "
                 "bits, which a Gaussian cannot tie to a copy; use infer.ParticleGibbs."
             )
-        if isinstance(prior.reverse, KernelReverse):
-            raise ValueError(  # noqa: TRY004
+        if prior.reverse.chain_length is not None:
+            raise ValueError(
                 f"SplitGibbs: the prior of {name!r} must have a reverse process that can "
-                "start at any time, got a KernelReverse; use infer.ParticleGibbs."
+                f"start at any time, got a {type(prior.reverse).__name__}; use "
+                "infer.ParticleGibbs."
             )
         check_fixed_prior(name, parents[name], "SplitGibbs")
         check_marked_prior(model, name, args, dict(kwargs), "SplitGibbs")

@@ -14,10 +14,10 @@ from numpyro_diffusion.model.sites import (
     depending_sites,
     diffusion_site,
     free_followers,
+    jointly,
     latent_diffusion_sites,
     traced,
 )
-from numpyro_diffusion.reverse.joint import JointReverse
 
 __all__ = ["Setting"]
 
@@ -109,7 +109,7 @@ class Setting:
 
     def _set_jointly(self, likelihoods: list[Likelihood]) -> None:
         priors = [likelihood.prior for likelihood in likelihoods]
-        joint = JointReverse(priors, [likelihood.shape for likelihood in likelihoods])
+        joint = jointly(priors, [likelihood.shape for likelihood in likelihoods])
         self.reverse, self.grid = joint, priors[0].grid
         self.shape, self.evidence_shape = (1, 1, joint.size), ()
         self._factorises = False

@@ -10,7 +10,11 @@ from jaxtyping import Array, Bool, Float, Num
 from numpyro.infer.mcmc import MCMCKernel
 
 from numpyro_diffusion.forward import noising_path
-from numpyro_diffusion.guidance import AbstractGuidance, ModelLikelihood, MomentMatching
+from numpyro_diffusion.guidance import (
+    AbstractGuidance,
+    ModelLikelihood,
+    default_guidance,
+)
 from numpyro_diffusion.infer._block import Block
 from numpyro_diffusion.infer.conditional import conditional_smc
 from numpyro_diffusion.infer.path_refresh import refresh_path
@@ -66,7 +70,7 @@ class ParticleGibbs(MCMCKernel):
             of several, which then move jointly.
         num_particles: Particles per problem, at least 2. More move more often:
             `particles_needed` says from a short run how many it takes.
-        guidance: Proposal and twist; by default `MomentMatching()`.
+        guidance: Proposal and twist; by default `guidance.default_guidance`.
         resample_below: Resample when the effective number of particles falls below this
             share of their number.
 
@@ -115,7 +119,7 @@ class ParticleGibbs(MCMCKernel):
         self._model = model
         self._site = site
         self._num_particles = num_particles
-        self._guidance = MomentMatching() if guidance is None else guidance
+        self._guidance = guidance
         self._resample_below = resample_below
         self._sample_fn = None
 
@@ -179,7 +183,7 @@ class ParticleGibbs(MCMCKernel):
         draw = conditional_smc(
             key,
             block.reverse,
-            self._guidance,
+            self._guidance or default_guidance(block.reverse),
             ModelLikelihood(block.per_problem, block.expected),
             path,
             block.grid,

@@ -79,8 +79,8 @@ def _log_weights(
     forward = reverse.forward
 
     def ratio(x_s: Array, x_t: Array, s: Array, t: Array) -> Array:
-        backward = jnp.asarray(reverse.transition(x_t, t, s).log_prob(x_s))
-        return backward - forward.transition(x_s, s, t).log_prob(x_t)
+        backward = jnp.asarray(reverse.transition(x_t, t=t, s=s).log_prob(x_s))
+        return backward - forward.transition(x_s, s=s, t=t).log_prob(x_t)
 
     def add(total: Array, inputs: tuple[Array, ...]) -> tuple[Array, None]:
         x_s, x_t, s, t = inputs

@@ -213,7 +213,7 @@ class ParticleSweep(eqx.Module):
         def of_batch(inputs: tuple[Array, PyTree]) -> TiltedStep:
             rows, others = inputs
             likelihoods = self._likelihoods(others, batch)
-            return self.guidance.step(self.reverse, likelihoods, rows, t, s)
+            return self.guidance.step(self.reverse, likelihoods, rows, t=t, s=s)
 
         if batch == self.num_particles:
             return of_batch((particles.x, particles.others))

@@ -262,7 +262,7 @@ class SplitGibbs(MCMCKernel):
         x, relaxed = {}, {}
         for i, (name, site) in enumerate(sites.items()):
             prior, shape = unwrapped(site["fn"]), jnp.shape(site["value"])
-            rho = checked_width(prior, rho)
+            rho = checked_width(prior.reverse, rho)
             drawn_key = jax.random.fold_in(value_key, i)
             if name in given:
                 x[name] = jnp.asarray(given[name], site["value"].dtype)
@@ -298,15 +298,15 @@ class SplitGibbs(MCMCKernel):
         key, rng_key = jax.random.split(state.rng_key)
         rho = self._width(state.num_sweeps)
         sites = latent_diffusion_sites(self._model, args, kwargs)
-        x = {
-            name: denoised_draw(
-                jax.random.fold_in(key, i),
-                unwrapped(site["fn"]),
-                state.relaxed[name],
-                rho,
+        x = {}
+        for i, (name, site) in enumerate(sites.items()):
+            prior, z = unwrapped(site["fn"]), state.relaxed[name]
+            events = z.reshape(-1, *prior.event_shape)
+            drawn_key = jax.random.fold_in(key, i)
+            drawn = denoised_draw(
+                drawn_key, prior.reverse, events, rho, grid=prior.grid
             )
-            for i, (name, site) in enumerate(sites.items())
-        }
+            x[name] = drawn.reshape(z.shape)
         tied = Relaxed.tied(kwargs, x, rho)
         start = {**state.inner.z, **offsets(state.relaxed, x, rho)}
         inner = self._inner.refresh(state.inner._replace(z=start), args, tied)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from tqdm.auto import tqdm
 
-from numpyro_diffusion.guidance import AbstractGuidance, MomentMatching
+from numpyro_diffusion.guidance import AbstractGuidance, default_guidance
 from numpyro_diffusion.infer._setting import Setting
 from numpyro_diffusion.infer.resampling import systematic_ancestors
 from numpyro_diffusion.infer.smc import (
@@ -49,7 +49,7 @@ class TwistedSMC:
         model: A NumPyro model.
         site: Name of the diffusion site, if it is to be checked that there is only one.
         num_particles: Particles per problem, at least 2.
-        guidance: Proposal and twist; by default `MomentMatching()`. With
+        guidance: Proposal and twist; by default `guidance.default_guidance`. With
             `guidance.Unguided()` the likelihood need not be differentiable.
         resample_below: Resample when the effective number of particles falls below this
             share of their number.
@@ -104,7 +104,7 @@ class TwistedSMC:
         self.model = model
         self.site = site
         self.num_particles = num_particles
-        self.guidance = MomentMatching() if guidance is None else guidance
+        self.guidance = guidance
         self.resample_below = resample_below
         self.batch_size = batch_size
         self.progress_bar = progress_bar
@@ -280,9 +280,10 @@ def _with_bar(
 
 
 def _sweep(smc: TwistedSMC, setting: Setting) -> ParticleSweep:
+    guidance = smc.guidance
     return ParticleSweep(
         setting.reverse,
-        smc.guidance,
+        default_guidance(setting.reverse) if guidance is None else guidance,
         setting.log_likelihood,
         smc.num_particles,
         smc.resample_below,

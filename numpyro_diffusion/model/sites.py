@@ -1,6 +1,6 @@
 """Finding the diffusion sites of a NumPyro model, and what depends on what."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from numpyro_diffusion.model.likelihood import (
     unwrapped,
 )
 from numpyro_diffusion.prior import DiffusionPrior
+from numpyro_diffusion.reverse.joint import JointReverse
 
 __all__ = [
     "Unobserved",
@@ -28,6 +29,7 @@ __all__ = [
     "diffusion_site",
     "free_followers",
     "is_diffusion_site",
+    "jointly",
     "latent_diffusion_sites",
     "traced",
 ]
@@ -249,3 +251,27 @@ def free_followers(
                 "infer.ParticleGibbs beside NUTS."
             )
     return frozenset(followers)
+
+
+def jointly(
+    priors: Sequence[DiffusionPrior], shapes: Sequence[tuple[int, ...]]
+) -> JointReverse:
+    """The reverse process of several sites' priors, side by side.
+
+    Args:
+        priors: The prior of each site.
+        shapes: The shape of each site.
+
+    Raises:
+        TypeError: A prior is over bits.
+        ValueError: The priors' numbers of steps differ.
+    """
+    steps = [prior.num_steps for prior in priors]
+    if len(set(steps)) > 1:
+        raise ValueError(
+            "JointReverse: all priors must have the same num_steps to move jointly, "
+            f"got {steps}; build them anew as DiffusionPrior(prior.reverse, "
+            "prior.event_shape, num_steps)."
+        )
+    events = [prior.event_shape for prior in priors]
+    return JointReverse([prior.reverse for prior in priors], events, shapes)

@@ -25,23 +25,23 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num
 
 from numpyro_diffusion.forward import (
     AbstractForward,
-    BernoulliForward,
-    GaussianForward,
+    as_float,
     bernoulli_of_log_odds,
     factorised_normal,
 )
 from numpyro_diffusion.reverse import (
-    AbstractReverse,
+    AbstractTrainableReverse,
     DenoisingError,
     ReverseStep,
-    as_float,
 )
+from numpyro_diffusion.reverse.predictions import check_unit_variance
 
 __all__ = [
     "AbstractReadout",
@@ -51,12 +51,23 @@ __all__ = [
     "PrintedReadout",
     "ReferenceCodeReadout",
     "SquareRootReadout",
-    "check_num_steps",
 ]
 
 
 class AbstractReadout(eqx.Module):
     """What a network's coefficients say about one step."""
+
+    @abc.abstractmethod
+    def fits(self, forward: AbstractForward) -> bool:
+        """Whether this readout makes sense for a forward process."""
+
+    @abc.abstractmethod
+    def shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the coefficients for events of a shape."""
+
+    @abc.abstractmethod
+    def fixed(self, kernel: dist.Distribution) -> dist.Distribution:
+        """The forward kernel, as a law of the class that `law` returns."""
 
     @abc.abstractmethod
     def law(
@@ -94,6 +105,15 @@ class SquareRootReadout(AbstractReadout):
 
     scaled: bool = eqx.field(static=True, default=True)
 
+    def fits(self, forward: AbstractForward) -> bool:
+        return forward.values is None
+
+    def shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (2, *event_shape)
+
+    def fixed(self, kernel: dist.Distribution) -> dist.Distribution:
+        return kernel
+
     def law(
         self,
         coefficients: Float[Array, "..."],
@@ -117,6 +137,15 @@ class PrintedReadout(AbstractReadout):
 
     Source: Sohl-Dickstein et al. 2015, eq. 64-65.
     """
+
+    def fits(self, forward: AbstractForward) -> bool:
+        return forward.values is None
+
+    def shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (2, *event_shape)
+
+    def fixed(self, kernel: dist.Distribution) -> dist.Distribution:
+        return kernel
 
     def law(
         self,
@@ -143,6 +172,15 @@ class ReferenceCodeReadout(AbstractReadout):
 
     num_steps: int = eqx.field(static=True)
 
+    def fits(self, forward: AbstractForward) -> bool:
+        return forward.values is None
+
+    def shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (2, *event_shape)
+
+    def fixed(self, kernel: dist.Distribution) -> dist.Distribution:
+        return kernel
+
     def law(
         self,
         coefficients: Float[Array, "..."],
@@ -159,6 +197,15 @@ class ReferenceCodeReadout(AbstractReadout):
 class BitReadout(AbstractReadout):
     """Log-odds of a one, beside those that the forward kernel gives."""
 
+    def fits(self, forward: AbstractForward) -> bool:
+        return _is_of_bits(forward)
+
+    def shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return event_shape
+
+    def fixed(self, kernel: dist.Distribution) -> dist.Distribution:
+        return bernoulli_of_log_odds(_logit(kernel.mean))
+
     def law(
         self,
         coefficients: Float[Array, "..."],
@@ -172,6 +219,15 @@ class BitReadout(AbstractReadout):
 class PlainBitReadout(AbstractReadout):
     """Log-odds of a one: a network with a sigmoid output, as the paper describes it."""
 
+    def fits(self, forward: AbstractForward) -> bool:
+        return _is_of_bits(forward)
+
+    def shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return event_shape
+
+    def fixed(self, kernel: dist.Distribution) -> dist.Distribution:
+        return bernoulli_of_log_odds(_logit(kernel.mean))
+
     def law(
         self,
         coefficients: Float[Array, "..."],
@@ -182,7 +238,7 @@ class PlainBitReadout(AbstractReadout):
         return bernoulli_of_log_odds(coefficients)
 
 
-class KernelReverse(AbstractReverse):
+class KernelReverse(AbstractTrainableReverse):
     r"""A reverse chain of `num_steps` steps, each learned on its own.
 
     It knows the steps of its chain and no others: `step(x_t, t, s)` is meant for
@@ -226,10 +282,9 @@ class KernelReverse(AbstractReverse):
         learned_last_step: bool = False,
         error: DenoisingError | None = None,
     ) -> None:
-        is_gaussian = isinstance(forward, GaussianForward)
         if readout is None:
-            readout = SquareRootReadout() if is_gaussian else BitReadout()
-        if is_gaussian == isinstance(readout, (BitReadout, PlainBitReadout)):
+            readout = BitReadout() if _is_of_bits(forward) else SquareRootReadout()
+        if not readout.fits(forward):
             raise TypeError(
                 f"KernelReverse: {type(readout).__name__} does not fit "
                 f"{type(forward).__name__}; BitReadout and PlainBitReadout are for "
@@ -246,41 +301,58 @@ class KernelReverse(AbstractReverse):
         self.learned_last_step = learned_last_step
         self.error = error
 
-    def coefficients_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape that the network must return for events of a shape."""
-        if isinstance(self.forward, GaussianForward):
-            return (2, *event_shape)
-        return event_shape
+    @property
+    def chain_length(self) -> int:
+        return self.num_steps
+
+    @property
+    def learns_last_step(self) -> bool:
+        return self.learned_last_step
+
+    def output_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return self.readout.shape(event_shape)
+
+    def output(self, x_t: Num[Array, "*event"], t: ArrayLike) -> Float[Array, "..."]:
+        x_t = as_float(x_t)
+        return self.network(x_t, jnp.asarray(t, x_t.dtype))
+
+    def check_data(self, caller: str, data: np.ndarray) -> None:
+        self.forward.check(caller, data)
+        if self.forward.values is None:
+            check_unit_variance(caller, data)
+
+    def loss(
+        self, x0: Num[Array, "*event"], x_t: Num[Array, "*event"], t: ArrayLike
+    ) -> Float[Array, ""]:
+        raise NotImplementedError(
+            "KernelReverse: it is trained by the bound of its chain, "
+            f"BoundLoss({self.num_steps}), and has no denoising loss."
+        )
 
     def denoise(
         self, x_t: Num[Array, "*event"], t: ArrayLike
     ) -> Float[Array, "*event"]:
         t = jnp.asarray(t)
-        return self.step(x_t, t, jnp.maximum(t - 1.0 / self.num_steps, 0.0)).x0_hat
-
-    def denoising_variance(self, t: ArrayLike) -> Float[Array, ""]:
-        if self.error is None:
-            return jnp.zeros(())
-        return self.error(self.forward.schedule, t)
+        return self.step(x_t, t=t, s=jnp.maximum(t - 1.0 / self.num_steps, 0.0)).x0_hat
 
     def step(
-        self, x_t: Num[Array, "*event"], t: ArrayLike, s: ArrayLike
+        self, x_t: Num[Array, "*event"], *, t: ArrayLike, s: ArrayLike
     ) -> ReverseStep:
         x_t, t = as_float(x_t), jnp.asarray(t)
         # No step starts at the data. Guides ask for E[x_0 | x_0] all the same.
         start = jnp.where(t > 0, t, 1.0 / self.num_steps)
-        coefficients = self.network(x_t, start.astype(x_t.dtype))
+        coefficients = self.output(x_t, start)
         x0_hat = jnp.where(t > 0, self._denoised(coefficients, x_t, start), x_t)
-        kernel = self.forward.transition(x_t, s, t)
-        beta = self.forward.schedule.beta(s, t)
+        kernel = self.forward.transition(x_t, s=s, t=t)
+        beta = self.forward.schedule.beta(s=s, t=t)
         learned = self.readout.law(coefficients, kernel, x_t, beta)
         if self.learned_last_step:
             return ReverseStep(x0_hat, learned)
-        if isinstance(self.forward, BernoulliForward):
-            kernel = bernoulli_of_log_odds(_logit(kernel.mean))  # as `learned` is given
         is_last = t < 1.5 / self.num_steps
         law = jax.tree.map(
-            lambda fixed, free: jnp.where(is_last, fixed, free), kernel, learned
+            lambda fixed, free: jnp.where(is_last, fixed, free),
+            self.readout.fixed(kernel),
+            learned,
         )
         return ReverseStep(x0_hat, law)
 
@@ -294,34 +366,18 @@ class KernelReverse(AbstractReverse):
         """
         s = jnp.maximum(t - 1.0 / self.num_steps, 0.0)
         kernel, beta = (
-            self.forward.transition(x_t, s, t),
-            self.forward.schedule.beta(s, t),
+            self.forward.transition(x_t, s=s, t=t),
+            self.forward.schedule.beta(s=s, t=t),
         )
         mean = self.readout.law(coefficients, kernel, x_t, beta).mean
-        at_zero = self.forward.posterior(x_t, jnp.zeros_like(x_t), s, t).mean
-        at_one = self.forward.posterior(x_t, jnp.ones_like(x_t), s, t).mean
+        at_zero = self.forward.posterior(x_t, jnp.zeros_like(x_t), s=s, t=t).mean
+        at_one = self.forward.posterior(x_t, jnp.ones_like(x_t), s=s, t=t).mean
         x0_hat = (mean - at_zero) / (at_one - at_zero)
-        if isinstance(self.forward, BernoulliForward):
-            return jnp.clip(x0_hat, 0.0, 1.0)
-        return x0_hat
+        return jnp.clip(x0_hat, 0.0, 1.0) if _is_of_bits(self.forward) else x0_hat
 
 
-def check_num_steps(caller: str, reverse: AbstractReverse, num_steps: int) -> None:
-    """Refuse to run a `KernelReverse` on a grid that is not its own.
-
-    Args:
-        caller: Who asks, for the error.
-        reverse: Any reverse process; others run on any grid.
-        num_steps: Steps of the chain that is to run.
-
-    Raises:
-        ValueError: `reverse` is a `KernelReverse` of another number of steps.
-    """
-    if isinstance(reverse, KernelReverse) and num_steps != reverse.num_steps:
-        raise ValueError(
-            f"{caller}: num_steps must be that of the KernelReverse, "
-            f"{reverse.num_steps}, got {num_steps}."
-        )
+def _is_of_bits(forward: AbstractForward) -> bool:
+    return forward.values is not None and list(forward.values) == [0, 1]
 
 
 def _logit(p: ArrayLike) -> Float[Array, "..."]:

@@ -3,9 +3,9 @@
 from numpyro_diffusion.reverse import analytic
 from numpyro_diffusion.reverse.base import (
     AbstractReverse,
+    AbstractTrainableReverse,
     DenoisingError,
     ReverseStep,
-    as_float,
 )
 from numpyro_diffusion.reverse.denoising import DenoisingReverse
 from numpyro_diffusion.reverse.predictions import (
@@ -18,6 +18,7 @@ from numpyro_diffusion.reverse.predictions import (
 __all__ = [
     "AbstractPrediction",
     "AbstractReverse",
+    "AbstractTrainableReverse",
     "DataPrediction",
     "DenoisingError",
     "DenoisingReverse",
@@ -25,5 +26,4 @@ __all__ = [
     "ReverseStep",
     "VelocityPrediction",
     "analytic",
-    "as_float",
 ]

@@ -69,8 +69,10 @@ class GaussianReverse(AbstractReverse):
     def denoising_variance(self, t: ArrayLike) -> Float[Array, ""]:
         return jnp.mean(self._denoising_eigenvalues(t))
 
-    def step(self, x_t: Num[Array, " dim"], t: ArrayLike, s: ArrayLike) -> ReverseStep:
-        on_x0, on_x_t, variance = self.forward.bridge_coefficients(s, t)
+    def step(
+        self, x_t: Num[Array, " dim"], *, t: ArrayLike, s: ArrayLike
+    ) -> ReverseStep:
+        on_x0, on_x_t, variance = self.forward.bridge_coefficients(s=s, t=t)
         spectrum = variance + on_x0**2 * self._denoising_eigenvalues(t)
         x0_hat = self.denoise(x_t, t)
         law = dist.MultivariateNormal(
@@ -123,8 +125,10 @@ class MixtureReverse(AbstractReverse):
         within = self.scales**2 * noise / self._variances(t)
         return jnp.mean(self.weights @ within)
 
-    def step(self, x_t: Num[Array, " dim"], t: ArrayLike, s: ArrayLike) -> ReverseStep:
-        on_x0, on_x_t, variance = self.forward.bridge_coefficients(s, t)
+    def step(
+        self, x_t: Num[Array, " dim"], *, t: ArrayLike, s: ArrayLike
+    ) -> ReverseStep:
+        on_x0, on_x_t, variance = self.forward.bridge_coefficients(s=s, t=t)
         log_weights, means, variances = self._given(x_t, t)
         law = _mixture(
             log_weights,
@@ -174,9 +178,11 @@ class BinaryPatternsReverse(AbstractReverse):
         mean = self.weights @ self.patterns
         return jnp.mean(mean * (1.0 - mean)) * self.forward.schedule.noise(t)
 
-    def step(self, x_t: Num[Array, " dim"], t: ArrayLike, s: ArrayLike) -> ReverseStep:
+    def step(
+        self, x_t: Num[Array, " dim"], *, t: ArrayLike, s: ArrayLike
+    ) -> ReverseStep:
         def bridge(pattern: Array) -> Array:
-            law = self.forward.posterior(x_t, pattern, s, t)
+            law = self.forward.posterior(x_t, pattern, s=s, t=t)
             return law.mean
 
         log_weights = self._log_weights(x_t, t)

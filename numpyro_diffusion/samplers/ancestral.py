@@ -3,13 +3,88 @@
 The loop is one compiled `lax.scan`, whatever the number of steps.
 """
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Num
 
+from numpyro_diffusion.checks import checked_integer
 from numpyro_diffusion.reverse import AbstractReverse
+from numpyro_diffusion.samplers.base import AbstractSampler
+from numpyro_diffusion.schedules import uniform_grid
 
-__all__ = ["ancestral_sample"]
+__all__ = ["Ancestral", "ancestral_sample"]
+
+
+class Ancestral(AbstractSampler):
+    """The reverse chain itself: each step is drawn from p(x_s | x_t).
+
+    Args:
+        num_steps: Steps of the uniform grid, times k / num_steps.
+        times: Another grid: increasing times from 0 to 1, in place of `num_steps`.
+
+    Raises:
+        ValueError: `num_steps` is not a positive integer, `times` do not increase from 0
+            to 1, or both are given, or neither.
+
+    Error: as `ancestral_sample`.
+
+    Source: Sohl-Dickstein et al. 2015, eq. 4-5.
+    """
+
+    times: tuple[float, ...] | int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        num_steps: int | None = None,
+        *,
+        times: tuple[float, ...] | list[float] | np.ndarray | None = None,
+    ) -> None:
+        if (num_steps is None) == (times is None):
+            raise ValueError(
+                "Ancestral: either num_steps or times must be given, got "
+                f"num_steps={num_steps} and times={times}."
+            )
+        if times is None:
+            self.times = checked_integer("Ancestral", "num_steps", num_steps, minimum=1)
+            return
+        grid = np.asarray(times, float)
+        is_grid = (
+            grid.ndim == 1 and len(grid) > 1 and grid[0] == 0.0 and grid[-1] == 1.0
+        )
+        if not (is_grid and np.all(np.diff(grid) > 0.0)):
+            raise ValueError(
+                f"Ancestral: times must increase from 0 to 1, got {times!r}."
+            )
+        self.times = tuple(grid.tolist())
+
+    @property
+    def grid(self) -> Float[Array, " num_times"]:
+        if isinstance(self.times, int):
+            return uniform_grid(self.times)
+        return jnp.array(self.times)
+
+    @property
+    def num_steps(self) -> int:
+        return self.times if isinstance(self.times, int) else len(self.times) - 1
+
+    @property
+    def is_chain(self) -> bool:
+        return True
+
+    def sample(
+        self, reverse: AbstractReverse, key: Array, event_shape: tuple[int, ...]
+    ) -> Num[Array, "*event"]:
+        return ancestral_sample(reverse, key, event_shape, self.grid)
+
+    def check(self, caller: str, reverse: AbstractReverse) -> None:
+        reverse.check_grid(caller, self.num_steps)
+        if reverse.chain_length is not None and not isinstance(self.times, int):
+            raise ValueError(
+                f"{caller}: a {type(reverse).__name__} runs on its own uniform grid; name "
+                "num_steps, not times."
+            )
 
 
 def ancestral_sample(
@@ -40,7 +115,7 @@ def ancestral_sample(
 
     def step(x_t: Array, inputs: tuple[Array, Array, Array]) -> tuple[Array, None]:
         t, s, step_key = inputs
-        return jnp.asarray(reverse.transition(x_t, t, s).sample(step_key)), None
+        return jnp.asarray(reverse.transition(x_t, t=t, s=s).sample(step_key)), None
 
     x, _ = jax.lax.scan(step, x, (grid[1:], grid[:-1], keys), reverse=True)
     return x

@@ -33,8 +33,8 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
-from numpyro_diffusion.forward import GaussianForward
-from numpyro_diffusion.reverse import AbstractReverse, as_float
+from numpyro_diffusion.forward import as_float
+from numpyro_diffusion.reverse import AbstractReverse
 
 __all__ = ["ProbabilityFlow"]
 
@@ -176,7 +176,7 @@ class ProbabilityFlow(eqx.Module):
 
     def _velocity(self, reverse: AbstractReverse) -> Callable[[Array, Array], Array]:
         """The right-hand side in standardised units, as a function of u and its angle."""
-        if not isinstance(reverse.forward, GaussianForward):
+        if reverse.forward.values is not None:
             raise TypeError(
                 "ProbabilityFlow: only Gaussian diffusion has a probability flow, got "
                 f"{type(reverse.forward).__name__}; for bits use "

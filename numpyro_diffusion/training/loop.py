@@ -24,13 +24,10 @@ from jaxtyping import Array, Float, Num, PyTree
 from tqdm.auto import tqdm
 
 from numpyro_diffusion.archive import ArchiveError, read_archive, write_archive
-from numpyro_diffusion.forward import BernoulliForward
-from numpyro_diffusion.paper2015.kernel_reverse import KernelReverse
+from numpyro_diffusion.forward import as_float
 from numpyro_diffusion.reverse import (
-    DataPrediction,
+    AbstractTrainableReverse,
     DenoisingError,
-    DenoisingReverse,
-    as_float,
 )
 from numpyro_diffusion.training.objectives import (
     AbstractObjective,
@@ -61,7 +58,7 @@ class _State(NamedTuple):
 
 
 def fit(
-    reverse: DenoisingReverse | KernelReverse,
+    reverse: AbstractTrainableReverse,
     data: Num[Array, "num *event"] | Num[np.ndarray, "num *event"],
     *,
     key: Array,
@@ -90,7 +87,7 @@ def fit(
         num_steps: Optimiser steps.
         batch_size: Events per step.
         objective: What is minimised. By default `DenoisingLoss`, and `BoundLoss` for a
-            `KernelReverse`.
+            process that knows one chain only.
         optimizer: By default Adam with a warm-up of 5 % of the steps to a learning rate
             of 1e-3, cosine decay to zero and gradients clipped to norm one.
         ema_decay: Decay per step of the averaged network (shorter at the start).
@@ -120,8 +117,8 @@ def fit(
     if validation is None:
         data, validation = _split(split_key, np.asarray(data), validation_fraction)
     if objective is None:
-        is_kernel = isinstance(reverse, KernelReverse)
-        objective = BoundLoss(reverse.num_steps) if is_kernel else DenoisingLoss()
+        length = reverse.chain_length
+        objective = DenoisingLoss() if length is None else BoundLoss(length)
     if optimizer is None:
         optimizer = _default_optimizer(num_steps)
     params, static = eqx.partition(reverse, objective.trainable(reverse))
@@ -161,10 +158,7 @@ def fit(
     error = denoising_error(
         trained, jnp.asarray(validation), key=error_key, num_levels=num_error_levels
     )
-    with_error = eqx.tree_at(
-        lambda r: r.error, trained, error, is_leaf=lambda leaf: leaf is None
-    )
-    return FitResult(with_error, losses)
+    return FitResult(trained.with_error(error), losses)
 
 
 def denoising_error(
@@ -182,7 +176,7 @@ def denoising_error(
         data: Held-out events.
         key: Random key.
         num_levels: Number of levels, at times 1 / num_levels, ..., 1; for a
-            `KernelReverse` at the times of its chain above them.
+            process with a chain of its own at the times of that chain above them.
         num_samples: Noisy copies of each event per level.
 
     Returns:
@@ -190,12 +184,12 @@ def denoising_error(
         `num_samples * num` events.
     """
     times = np.arange(1, num_levels + 1) / num_levels
-    if isinstance(reverse, KernelReverse):
-        times = np.unique(np.ceil(times * reverse.num_steps - 1e-9)) / reverse.num_steps
+    if (length := reverse.chain_length) is not None:
+        times = np.unique(np.ceil(times * length - 1e-9)) / length
     times = jnp.asarray(times)
 
     keys = jax.random.split(key, len(times))
-    values = _mean_squares(reverse, as_float(data), times, keys, num_samples)
+    values = _mean_squares(reverse, jnp.asarray(data), times, keys, num_samples)
     return DenoisingError(times, values)
 
 
@@ -208,7 +202,7 @@ def _mean_squares(
 
     def one(x0: Array, t: Array, key: Array) -> Array:
         x_t = jnp.asarray(reverse.forward.marginal(x0, t).sample(key))
-        return jnp.mean((reverse.denoise(x_t, t) - x0) ** 2)
+        return jnp.mean((reverse.denoise(x_t, t) - reverse.forward.embed(x0)) ** 2)
 
     def level(inputs: tuple[Array, Array]) -> Array:
         t, key = inputs
@@ -374,39 +368,27 @@ def _checked_events(reverse: Any, data: Any, name: str) -> np.ndarray:
             f"fit: {name} must be finite, got {bad} NaN or infinite entries among "
             f"{data.size}."
         )
-    if isinstance(reverse.forward, BernoulliForward):
-        if not np.isin(data, (0, 1)).all():
-            raise ValueError(
-                f"fit: {name} must be zeros and ones for Bernoulli diffusion, got values "
-                f"from {data.min()} to {data.max()}."
-            )
-    elif not isinstance(getattr(reverse, "prediction", None), DataPrediction):
-        power = float(np.mean(np.square(data, dtype=float)))
-        if not 0.1 < power < 10.0:
-            raise ValueError(
-                f"fit: {name} must have about unit variance and zero mean for Gaussian "
-                f"diffusion, got a mean square of {power:.3g}; subtract the mean and "
-                "divide by the standard deviation."
-            )
+    reverse.check_data(f"fit: {name}", data)
     _check_network(reverse, data, name)
     return data
 
 
-def _check_network(reverse: Any, data: np.ndarray, name: str) -> None:
-    expected = data.shape[1:]
-    if isinstance(reverse, KernelReverse):
-        expected = reverse.coefficients_shape(expected)
-    x = jax.ShapeDtypeStruct(data.shape[1:], jnp.result_type(float))
+def _check_network(
+    reverse: AbstractTrainableReverse, data: np.ndarray, name: str
+) -> None:
+    event_shape = data.shape[1:]
+    expected = reverse.output_shape(event_shape)
+    x = jax.ShapeDtypeStruct(event_shape, data.dtype)
     try:
-        output = jax.eval_shape(lambda x: reverse.network(x, jnp.array(0.5)), x)
+        output = jax.eval_shape(lambda x: reverse.output(x, jnp.array(0.5)), x)
     except Exception as error:
         raise ValueError(
-            f"fit: the network does not accept events of shape {data.shape[1:]}, the "
+            f"fit: the network does not accept events of shape {event_shape}, the "
             f"shape of {name} without its first axis: {error}"
         ) from error
     if output.shape != expected:
         raise ValueError(
-            f"fit: for {name} of events of shape {data.shape[1:]} the network must "
+            f"fit: for {name} of events of shape {event_shape} the network must "
             f"return an array of shape {expected}, got {output.shape}."
         )
 

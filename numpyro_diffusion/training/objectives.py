@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Num, PyTree
 
 from numpyro_diffusion.bound import reconstruction, step_kl
-from numpyro_diffusion.paper2015.kernel_reverse import KernelReverse, check_num_steps
-from numpyro_diffusion.reverse import DenoisingReverse, as_float
+from numpyro_diffusion.forward import as_float
+from numpyro_diffusion.reverse import AbstractTrainableReverse
 from numpyro_diffusion.schedules import Learned, uniform_grid
 
 __all__ = ["AbstractObjective", "BoundLoss", "DenoisingLoss"]
@@ -44,10 +44,13 @@ class DenoisingLoss(AbstractObjective):
     """The loss of the process's prediction at times spread evenly in (0, 1]."""
 
     def trainable(self, reverse: Any) -> PyTree[bool]:
-        return _network_leaves(reverse)
+        return reverse.trainable()
 
     def loss(
-        self, reverse: DenoisingReverse, x0: Num[Array, "num *event"], key: Array
+        self,
+        reverse: AbstractTrainableReverse,
+        x0: Num[Array, "num *event"],
+        key: Array,
     ) -> Float[Array, ""]:
         time_key, noise_key = jax.random.split(key)
         num = len(x0)
@@ -91,7 +94,7 @@ class BoundLoss(AbstractObjective):
             )
 
     def trainable(self, reverse: Any) -> PyTree[bool]:
-        leaves = _network_leaves(reverse)
+        leaves = reverse.trainable()
         schedule = reverse.forward.schedule
         if not isinstance(schedule, Learned):
             return leaves
@@ -104,7 +107,7 @@ class BoundLoss(AbstractObjective):
     def loss(
         self, reverse: Any, x0: Num[Array, "num *event"], key: Array
     ) -> Float[Array, ""]:
-        check_num_steps("BoundLoss", reverse, self.num_steps)
+        reverse.check_grid("BoundLoss", self.num_steps)
         step_key, noise_key, last_key = jax.random.split(key, 3)
         grid, num = uniform_grid(self.num_steps), len(x0)
         forward = reverse.forward
@@ -117,7 +120,7 @@ class BoundLoss(AbstractObjective):
             return step_kl(reverse, x0, x_t, t, s, kl_key)
 
         kls = self._summed_kls(kl, x0, step_key, noise_key)
-        if isinstance(reverse, KernelReverse) and not reverse.learned_last_step:
+        if not reverse.learns_last_step:
             last = -jax.vmap(lambda x: forward.marginal(x, grid[1]).entropy())(x0)
         else:
             keys = jax.random.split(last_key, num)
@@ -142,9 +145,3 @@ class BoundLoss(AbstractObjective):
         place = (jnp.arange(num) + offset) / num * num_kls
         steps = 2 + jnp.minimum(jnp.floor(place).astype(int), num_kls - 1)
         return num_kls * jax.vmap(kl)(x0, steps, keys)
-
-
-def _network_leaves(reverse: Any) -> PyTree[bool]:
-    nothing = jax.tree.map(lambda _: False, reverse)
-    trained = jax.tree.map(eqx.is_inexact_array, reverse.network)
-    return eqx.tree_at(lambda r: r.network, nothing, trained)

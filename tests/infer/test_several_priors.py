@@ -106,8 +106,8 @@ def test_a_joint_process_is_its_parts_side_by_side():
     np.testing.assert_array_equal(joint.joined(values), x)
     events = [(REVERSES[1], x[:2]), (REVERSES[1], x[2:4]), (REVERSES[0], x[4:])]
     t, s, x_s = 0.6, 0.4, 0.5 * x[::-1]
-    step = joint.step(x, t, s)
-    parts = [reverse.step(event, t, s) for reverse, event in events]
+    step = joint.step(x, t=t, s=s)
+    parts = [reverse.step(event, t=t, s=s) for reverse, event in events]
     np.testing.assert_allclose(
         step.x0_hat, np.concatenate([part.x0_hat for part in parts]), rtol=1e-12
     )

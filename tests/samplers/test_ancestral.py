@@ -34,8 +34,8 @@ def chain_variance(reverse, num_steps, dim=2):
 
     def step(variance, times):
         t, s = times
-        law = reverse.transition(jnp.ones(dim), t, s)
-        gain = law.mean - reverse.transition(jnp.zeros(dim), t, s).mean
+        law = reverse.transition(jnp.ones(dim), t=t, s=s)
+        gain = law.mean - reverse.transition(jnp.zeros(dim), t=t, s=s).mean
         return gain**2 * variance + law.variance, None
 
     times = (grid[1:], grid[:-1])
@@ -103,7 +103,7 @@ def test_a_path_is_a_chain():
     n, grid, forward = 20_000, uniform_grid(4), GaussianForward(cosine())
     path = jax.vmap(lambda key: noising_path(forward, key, jnp.zeros(1), grid))
     x = np.array(path(jr.split(jr.key(5), n)))[:, :, 0]
-    residual = x[:, 2] - np.sqrt(forward.schedule.kept(grid[1], grid[2])) * x[:, 1]
+    residual = x[:, 2] - np.sqrt(forward.schedule.kept(s=grid[1], t=grid[2])) * x[:, 1]
     tol = 5 / np.sqrt(n)  # of a correlation that is zero: six in ten million
     assert abs(np.corrcoef(residual, x[:, 1])[0, 1]) < tol
     assert abs(np.corrcoef(x[:, 2], x[:, 1])[0, 1]) > tol  # control

@@ -52,7 +52,7 @@ def test_forward_density_is_the_sum_over_steps(reverse):
     )
     steps = zip(path[:-1], path[1:], GRID[:-1], GRID[1:], strict=True)
     expected = sum(
-        reverse.forward.transition(a, s, t).log_prob(b) for a, b, s, t in steps
+        reverse.forward.transition(a, s=s, t=t).log_prob(b) for a, b, s, t in steps
     )
     np.testing.assert_allclose(got, expected, rtol=1e-12)
     assert trace["x_path"]["value"].shape == (NUM_STEPS, 2)
@@ -65,7 +65,7 @@ def test_reverse_density_is_the_sum_over_steps_downwards(reverse):
     got, _ = log_density(nd.reverse_model, (reverse, (2,), NUM_STEPS), {}, values)
     steps = zip(path[1:], path[:-1], GRID[1:], GRID[:-1], strict=True)
     expected = reverse.forward.terminal((2,)).log_prob(path[-1])
-    expected += sum(reverse.transition(a, t, s).log_prob(b) for a, b, t, s in steps)
+    expected += sum(reverse.transition(a, t=t, s=s).log_prob(b) for a, b, t, s in steps)
     np.testing.assert_allclose(got, expected, rtol=1e-12)
     # The control: the same path in the other direction is another point.
     wrong = {**values, "x_path": path[:-1]}
