@@ -13,10 +13,12 @@ import numpyro_diffusion as nd
 
 PAGES = pathlib.Path(__file__).parents[1] / "docs" / "reference"
 BLOCK = re.compile(r"^::: (\S+)\n(?:    options:\n((?:      .*\n)+))?", flags=re.M)
+INTERNAL = {"archive", "checks", "registry"}  # rooms for other rooms only
 WINGS = [
     nd,
-    *(v for v in vars(nd).values() if inspect.ismodule(v) and v is not nd.archive),
+    *(v for n, v in vars(nd).items() if inspect.ismodule(v) and n not in INTERNAL),
     nd.guidance.base,
+    nd.guidance.values,
     nd.model.fisher,
     *(nd.paper2015.networks, nd.paper2015.optimum, nd.paper2015.parzen),
 ]
