@@ -15,7 +15,8 @@ from numpyro_diffusion.guidance import (
     MomentMatching,
     guided_sample,
 )
-from numpyro_diffusion.model.likelihood import Likelihood, OmitPrior, zeros_like_site
+from numpyro_diffusion.model.likelihood import Likelihood
+from numpyro_diffusion.model.messengers import OmitPrior, zeros_like_site
 from numpyro_diffusion.model.sites import (
     Unobserved,
     diffusion_site,

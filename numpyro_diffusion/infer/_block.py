@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from numpyro_diffusion.model.likelihood import Likelihood, OmitPrior
+from numpyro_diffusion.model.likelihood import Likelihood
+from numpyro_diffusion.model.messengers import OmitPrior
 from numpyro_diffusion.model.sites import (
     check_marked_prior,
     depending_sites,

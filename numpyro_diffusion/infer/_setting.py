@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from numpyro_diffusion.model.likelihood import Likelihood, OmitPrior
+from numpyro_diffusion.model.likelihood import Likelihood
+from numpyro_diffusion.model.messengers import OmitPrior
 from numpyro_diffusion.model.sites import (
     Unobserved,
     check_fixed_prior,

@@ -42,7 +42,7 @@ from numpyro_diffusion.infer._relaxed import (
     offset_name,
     offsets,
 )
-from numpyro_diffusion.model.likelihood import unwrapped
+from numpyro_diffusion.model.messengers import unwrapped
 from numpyro_diffusion.model.sites import (
     deterministics_too,
     latent_diffusion_sites,

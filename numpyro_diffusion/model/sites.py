@@ -11,7 +11,7 @@ from numpyro.infer.gibbs import GIBBS_SITES_KWARG
 from numpyro.ops.provenance import eval_provenance
 from numpyro.primitives import Messenger
 
-from numpyro_diffusion.model.likelihood import (
+from numpyro_diffusion.model.messengers import (
     Placeholder,
     is_marked,
     prior_sites,
