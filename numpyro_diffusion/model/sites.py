@@ -1,6 +1,6 @@
 """Finding the diffusion sites of a NumPyro model, and what depends on what."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ from numpyro_diffusion.prior import DiffusionPrior
 
 __all__ = [
     "Unobserved",
+    "check_all_given",
     "check_fixed_prior",
     "check_marked_prior",
     "depending_sites",
@@ -29,6 +30,8 @@ __all__ = [
     "free_followers",
     "is_diffusion_site",
     "latent_diffusion_sites",
+    "named_dims",
+    "observed_values",
     "traced",
 ]
 
@@ -131,6 +134,39 @@ def depending_sites(
     }
 
 
+def check_all_given(
+    free: Mapping[str, Array], known: Collection[str], caller: str
+) -> None:
+    """Refuse latents that neither have a value nor are drawn with a diffusion site.
+
+    Args:
+        free: Latents without a value, by name.
+        known: Names of the diffusion sites that move and of what follows from them.
+        caller: Who asks, for the error.
+
+    Raises:
+        ValueError: There are others.
+    """
+    missing = [name for name in free if name not in known]
+    if not missing:
+        return
+    discrete = [n for n in missing if not jnp.issubdtype(free[n].dtype, jnp.floating)]
+    hint = (
+        "give them a block of their own beside it in numpyro.infer.Gibbs, or use "
+        "infer.TwistedSMC"
+    )
+    if discrete:
+        hint = (
+            f"{discrete} are discrete, and NUTS, which sums them out, leaves them without "
+            "one: sum them out in the model (dist.MixtureSameFamily), give them a block "
+            "of numpyro.infer.DiscreteGibbs, or use infer.TwistedSMC"
+        )
+    raise ValueError(
+        f"{caller}: every latent but the diffusion sites must have a value, got none for "
+        f"{missing}; {hint}."
+    )
+
+
 def check_fixed_prior(site: str, parents: frozenset[str], caller: str) -> None:
     """Refuse a diffusion prior that depends on other latents.
 
@@ -182,6 +218,35 @@ def check_marked_prior(
                 "a fixed prior and use scale * x), or build the blocks on the unmarked "
                 "model, whose prior density is evaluated."
             )
+
+
+def observed_values(sites: Mapping[str, Any]) -> dict[str, Array]:
+    """Values of the observed sites of a trace."""
+    return {
+        name: msg["value"]
+        for name, msg in sites.items()
+        if msg["type"] == "sample" and msg["is_observed"]
+    }
+
+
+def named_dims(sites: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Names of the dimensions of the sites of a trace, as ArviZ takes them.
+
+    Those of plates are called like the plates, those of events as the site's
+    `infer={"event_dims": ...}` says, and others like the site, with a number.
+    """
+    found = {}
+    for name, msg in sites.items():
+        if msg["type"] == "sample":
+            names = [f"{name}_dim_{i}" for i in range(jnp.ndim(msg["value"]))]
+            num_batch = len(names) - msg["fn"].event_dim
+            for frame in msg["cond_indep_stack"]:
+                names[num_batch + frame.dim] = frame.name
+            of_event = msg["infer"].get("event_dims", [])
+            if len(of_event) == msg["fn"].event_dim:
+                names[num_batch:] = of_event
+            found[name] = names
+    return found
 
 
 def deterministics_too(

@@ -1,6 +1,5 @@
 """Models with several diffusion priors, or one in a larger model, against closed forms."""
 
-import importlib
 import math
 
 import equinox as eqx
@@ -14,9 +13,9 @@ from numpyro.infer import MCMC, NUTS, Gibbs
 from reference import gaussian_posterior, mean_z_scores
 
 import numpyro_diffusion as nd
+from numpyro_diffusion.infer._problem import Problem
 from numpyro_diffusion.reverse.joint import JointReverse
 
-block_room = importlib.import_module("numpyro_diffusion.infer._block")
 COSINE = nd.GaussianForward(nd.schedules.cosine())
 GEOMETRIC = nd.GaussianForward(nd.schedules.geometric(1e-4, 1e4))
 TWEEDIE = nd.guidance.MomentMatching(nd.guidance.Tweedie())
@@ -168,20 +167,20 @@ def test_sources_of_two_kinds_move_jointly_in_one_block():
 @pytest.mark.slow
 def test_control_a_joint_block_that_forgets_a_copy_is_rejected(monkeypatch):
     """The control: the likelihood sees half of one of the sources."""
-    values = block_room.Block.values
+    values = Problem.values
 
     def half(self, stack):
         found = values(self, stack)
         return {**found, "second": found["second"].at[1].multiply(0.5)}
 
-    def blind(self, stack):
-        monkeypatch.setattr(block_room.Block, "values", half)
-        log_likelihood = per_problem(self, stack)
-        monkeypatch.setattr(block_room.Block, "values", values)
-        return log_likelihood
+    def blind(self, stack, others=None):
+        monkeypatch.setattr(Problem, "values", half)
+        found = log_likelihood(self, stack, others)
+        monkeypatch.setattr(Problem, "values", values)
+        return found
 
-    per_problem = block_room.Block.per_problem
-    monkeypatch.setattr(block_room.Block, "per_problem", blind)
+    log_likelihood = Problem.log_likelihood
+    monkeypatch.setattr(Problem, "log_likelihood", blind)
     assert joint_block_z_scores().max() > 2 * LIMIT
 
 
