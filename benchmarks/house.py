@@ -111,13 +111,13 @@ class Walk:
         self._seen: set[tuple] = set()
         self._stack: list[str] = []
 
-    def _room(self, frame) -> str | None:  # noqa: ANN001
+    def _room(self, frame) -> str | None:
         name = frame.f_code.co_filename
         if not name.startswith(self._root):
             return None
         return name.removeprefix(self._root).split("/")[0].removesuffix(".py")
 
-    def _watch(self, frame, event: str, _) -> None:  # noqa: ANN001
+    def _watch(self, frame, event: str, _) -> None:
         room = self._room(frame)
         if room is None:
             return
@@ -159,7 +159,7 @@ def walks() -> dict[str, Callable[[], object]]:
     prior = nd.DiffusionPrior(exact, (2,), num_steps=4)
     data = jax.random.normal(key, (64, 2))
 
-    def model(y):  # noqa: ANN001, ANN202
+    def model(y):
         x = numpyro.sample("x", prior)
         numpyro.sample("y", dist.Normal(x, 0.5).to_event(1), obs=y)
 
