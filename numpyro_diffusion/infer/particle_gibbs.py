@@ -2,21 +2,29 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Num
+from jaxtyping import Array, Bool, Float, Int, Num
 from numpyro.infer.mcmc import MCMCKernel
 
+from numpyro_diffusion.checks import (
+    checked_instance,
+    checked_integer,
+    checked_share,
+)
 from numpyro_diffusion.forward import noising_path
 from numpyro_diffusion.guidance import AbstractGuidance, ModelLikelihood, MomentMatching
 from numpyro_diffusion.infer._block import Block
+from numpyro_diffusion.infer._found import check_start
 from numpyro_diffusion.infer.conditional import conditional_smc
 from numpyro_diffusion.infer.path_refresh import refresh_path
 from numpyro_diffusion.model.sites import deterministics_too
 
 __all__ = ["ParticleGibbs", "ParticleGibbsState"]
+
+_CALLER = "ParticleGibbs"
 
 
 class ParticleGibbsState(NamedTuple):
@@ -29,6 +37,8 @@ class ParticleGibbsState(NamedTuple):
         refreshed: Share of copies whose x_1, ..., x_T were renewed behind x_0, per
             problem.
         ess: Effective number of particles at the end of the last sweep, per problem.
+        num_undefined: How many weights of the last sweep were not a number, per problem;
+            they count as zero.
         rng_key: Key of the next sweep.
     """
 
@@ -37,6 +47,7 @@ class ParticleGibbsState(NamedTuple):
     moved: Bool[Array, " P"]
     refreshed: Float[Array, " P"]
     ess: Float[Array, " P"]
+    num_undefined: Int[Array, " P"]
     rng_key: Array
 
 
@@ -75,8 +86,9 @@ class ParticleGibbs(MCMCKernel):
             model has no latent diffusion site, or `site` is not one, or the site's prior
             is scaled or masked, or depends on another latent while `diffusion_sites`
             hides its density from that latent's block; or several sites cannot move
-            jointly.
-        TypeError: At `init`, one of several sites is over bits.
+            jointly; or the likelihood of the start is not a number.
+        TypeError: An argument is of another kind; at `init`, one of several sites is over
+            bits.
 
     **Error:** none in the limit of many sweeps. How well it mixes shows in the extra
     fields `moved`, `refreshed` and `ess` (`block_states.<i>.moved` under `Gibbs`).
@@ -98,24 +110,23 @@ class ParticleGibbs(MCMCKernel):
         model: Callable,
         site: str | Sequence[str] | None = None,
         *,
-        num_particles: int = 16,
+        num_particles: SupportsIndex = 16,
         guidance: AbstractGuidance | None = None,
         resample_below: float = 0.5,
     ) -> None:
-        if not isinstance(num_particles, int) or num_particles < 2:
-            raise ValueError(
-                "ParticleGibbs: num_particles must be an integer of at least 2 (one is "
-                f"the current trajectory), got {num_particles!r}."
-            )
-        if not 0.0 <= resample_below <= 1.0:
-            raise ValueError(
-                "ParticleGibbs: resample_below must lie in [0, 1], got "
-                f"{resample_below}."
-            )
+        # One particle is the current trajectory.
+        num_particles = checked_integer(_CALLER, "num_particles", num_particles, 2)
+        resample_below = checked_share(_CALLER, "resample_below", resample_below)
         self._model = model
         self._site = site
         self._num_particles = num_particles
-        self._guidance = MomentMatching() if guidance is None else guidance
+        self._guidance = checked_instance(
+            _CALLER,
+            "guidance",
+            MomentMatching() if guidance is None else guidance,
+            AbstractGuidance,
+            "guidance.MomentMatching()",
+        )
         self._resample_below = resample_below
         self._sample_fn = None
 
@@ -133,9 +144,11 @@ class ParticleGibbs(MCMCKernel):
             float(jnp.mean(field))
             for field in (state.moved, state.refreshed, state.ess)
         )
+        undefined = int(jnp.sum(state.num_undefined))
         return (
             f"moved {moved:.2f}, refreshed {refreshed:.2f}, "
             f"ess {ess:.1f} of {self._num_particles}"
+            + (f", {undefined} weights not a number" if undefined else "")
         )
 
     def init(
@@ -152,6 +165,8 @@ class ParticleGibbs(MCMCKernel):
         block.check_priors()
         values = block.start(value_key, init_params)
         stack = block.stacked(values)
+        # Compiled: uncompiled, NumPyro refuses what is undefined in words of its own.
+        check_start(_CALLER, values, jax.jit(block.per_problem)(stack))
         keys = jax.random.split(path_key, stack.shape[:2])
         noising = lambda key, x0: noising_path(
             block.reverse.forward, key, x0, block.grid
@@ -161,7 +176,13 @@ class ParticleGibbs(MCMCKernel):
         self._sample_fn = self.sample
         nothing_yet = jnp.zeros(block.num_problems, jnp.result_type(float))
         return ParticleGibbsState(
-            values, path, nothing_yet > 0.0, nothing_yet, nothing_yet, rng_key
+            values,
+            path,
+            nothing_yet > 0.0,
+            nothing_yet,
+            nothing_yet,
+            nothing_yet.astype(int),
+            rng_key,
         )
 
     def sample(
@@ -188,7 +209,15 @@ class ParticleGibbs(MCMCKernel):
         )
         z = block.values(draw.path[0])
         share = jnp.mean(refreshed, axis=1, dtype=draw.ess.dtype)
-        return ParticleGibbsState(z, draw.path, draw.moved, share, draw.ess, rng_key)
+        return ParticleGibbsState(
+            z,
+            draw.path,
+            draw.moved,
+            share,
+            draw.ess,
+            draw.num_undefined,
+            rng_key,
+        )
 
     def refresh(
         self,

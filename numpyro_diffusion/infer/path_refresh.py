@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Num
 
 from numpyro_diffusion.forward import noising_path
 from numpyro_diffusion.guidance import over_stack
+from numpyro_diffusion.infer.resampling import defined
 from numpyro_diffusion.reverse import AbstractReverse
 
 __all__ = ["RefreshedPath", "refresh_path"]
@@ -60,7 +61,8 @@ def refresh_path(
     noising = lambda key, x0: noising_path(reverse.forward, key, x0, grid)
     fresh = jax.vmap(over_stack(noising), (0, None))(keys, path[0])
     paths = jnp.concatenate([path[:, None], jnp.moveaxis(fresh, 3, 0)], axis=1)
-    log_weights = _log_weights(reverse, paths, grid)
+    # If none has any weight, the first one is chosen: the current trajectory stays.
+    log_weights = defined(_log_weights(reverse, paths, grid))
     chosen = jax.random.categorical(choice_key, log_weights, axis=0)
     problems, copies = jnp.indices(chosen.shape)
     return RefreshedPath(paths[:, chosen, problems, copies], chosen != 0)

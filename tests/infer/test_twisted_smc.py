@@ -1,6 +1,7 @@
 """TwistedSMC: draws and evidence against closed forms, quadrature and enumeration."""
 
 import math
+import pickle
 
 import arviz as az
 import equinox as eqx
@@ -14,7 +15,7 @@ import pytest
 from reference import gaussian_posterior
 
 import numpyro_diffusion as nd
-from numpyro_diffusion.infer import ParticleSweep, twisted_smc
+from numpyro_diffusion.infer import ParticleSweep, run_sweep
 from numpyro_diffusion.infer.resampling import founders_variance
 
 FORWARD = nd.GaussianForward(nd.schedules.cosine())
@@ -50,7 +51,7 @@ def many_runs(guidance, num_particles=16, num_runs=400, below=0.5, power=1.0):
         num_particles,
         below,
     )
-    run = lambda key: twisted_smc(key, sweep, (1, 1, 2), PRIOR.grid)
+    run = lambda key: run_sweep(key, sweep, (1, 1, 2), PRIOR.grid)
     return jax.jit(jax.vmap(run))(jr.split(jr.key(0), num_runs))
 
 
@@ -352,6 +353,19 @@ def test_models_that_do_not_fit_are_refused():
 
     with pytest.raises(ValueError, match=r"must not depend .* on \['mean'\]"):
         nd.infer.TwistedSMC(hierarchical).run(jr.key(0), jnp.zeros(2))
+
+
+@pytest.mark.parametrize(
+    "name", ["num_particles", "guidance", "resample_below", "model"]
+)
+def test_attributes_are_fixed(name):
+    """A new number of particles, set after a run, made its draws a reshape error."""
+    smc = nd.infer.TwistedSMC(linear)
+    with pytest.raises(
+        AttributeError, match=f"TwistedSMC: {name} must stay what it is"
+    ):
+        setattr(smc, name, 4)
+    assert pickle.loads(pickle.dumps(smc)).num_particles == 1024
 
 
 @pytest.mark.parametrize(
