@@ -75,7 +75,8 @@ def guide(
     Raises:
         ValueError: When run: the model has no latent diffusion site (or several and no
             name), an unobserved latent lies between the site and an observation, or an
-            observation that depends on the site was made by an outer handler.
+            observation that depends on the site was made by an outer handler, or the
+            guidance needs the prior's denoising error and it was not measured.
     """
     guidance = MomentMatching() if guidance is None else guidance
 
@@ -111,6 +112,7 @@ def _guided_value(
     observed_only = Unobserved(model, followers)
     likelihood = Likelihood(observed_only, name, args, kwargs, others)
     prior = likelihood.prior
+    guidance.check_reverse(prior.reverse, "guide", weighed=False)
     shape = (likelihood.num_problems, likelihood.num_copies, *prior.event_shape)
 
     def expected(stack: Array, truth: Array) -> Array:

@@ -36,6 +36,11 @@ class AbstractForward(eqx.Module):
 
     schedule: eqx.AbstractVar[AbstractSchedule]
 
+    @property
+    def takes_variance(self) -> bool:
+        """Whether `averaged_posterior` at t = 0 has no width but that of `x0_variance`."""
+        return True
+
     @abc.abstractmethod
     def transition(
         self, x_s: Num[Array, "*event"], s: ArrayLike, t: ArrayLike

@@ -30,6 +30,10 @@ class BernoulliForward(AbstractForward):
                 f"BernoulliForward: rate must lie in (0, 1), got {self.rate}."
             )
 
+    @property
+    def takes_variance(self) -> bool:
+        return False
+
     def transition(
         self, x_s: Num[Array, "*event"], s: ArrayLike, t: ArrayLike
     ) -> dist.Distribution:

@@ -155,6 +155,7 @@ def _draws(
 
 def _started(setting: Setting, settings: Settings, key: Array) -> Particles:
     others_key, start_key = jax.random.split(key)
+    settings.guidance.check_reverse(setting.reverse, "TwistedSMC", weighed=True)
     keys = jax.random.split(others_key, settings.num_particles)
     others = jax.vmap(setting.draw_others)(keys)
     return _sweep(setting, settings).start(start_key, setting.shape, others)

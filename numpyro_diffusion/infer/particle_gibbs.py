@@ -86,7 +86,8 @@ class ParticleGibbs(MCMCKernel):
             model has no latent diffusion site, or `site` is not one, or the site's prior
             is scaled or masked, or depends on another latent while `diffusion_sites`
             hides its density from that latent's block; or several sites cannot move
-            jointly; or the likelihood of the start is not a number.
+            jointly; or the likelihood of the start is not a number, or the denoising error
+            of the prior was not measured.
         TypeError: An argument is of another kind; at `init`, one of several sites is over
             bits.
 
@@ -163,6 +164,7 @@ class ParticleGibbs(MCMCKernel):
         value_key, path_key, rng_key = jax.random.split(rng_key, 3)
         block = Block(self._model, self._site, model_args, model_kwargs)
         block.check_priors()
+        self._guidance.check_reverse(block.reverse, _CALLER, weighed=True)
         values = block.start(value_key, init_params)
         stack = block.stacked(values)
         # Compiled: uncompiled, NumPyro refuses what is undefined in words of its own.

@@ -55,7 +55,11 @@ def refresh_path(
         grid: Times of the chain.
         num_paths: Trajectories to choose from, the current one included. The network is
             called once per trajectory and step.
+
+    Raises:
+        ValueError: The last step of the reverse process has no width.
     """
+    reverse.check_width("refresh_path")
     noise_key, choice_key = jax.random.split(key)
     keys = jax.random.split(noise_key, (num_paths - 1, *path.shape[1:3]))
     noising = lambda key, x0: noising_path(reverse.forward, key, x0, grid)

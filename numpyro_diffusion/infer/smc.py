@@ -109,6 +109,10 @@ class ParticleSweep(eqx.Module):
         resample_below: Resample when the effective number falls below this share.
         batch_size: Particles that the guidance sees at a time, a divisor of their
             number; None for all.
+
+    Raises:
+        ValueError: Laws of the reverse process, or those proposed, have no width near the
+            data, since its denoising error was not measured.
     """
 
     reverse: AbstractReverse
@@ -120,6 +124,9 @@ class ParticleSweep(eqx.Module):
     expected: Callable[[Array, Array, PyTree], Array] | None = eqx.field(
         static=True, default=None
     )
+
+    def __check_init__(self) -> None:
+        self.guidance.check_reverse(self.reverse, "ParticleSweep", weighed=True)
 
     def start(
         self,

@@ -70,8 +70,8 @@ class TwistedSMC:
         AttributeError: An attribute is set anew.
         ValueError: A number is out of range; in `run`: the model has no latent diffusion
             site, or `site` and others beside it, a latent lies between a site and the data,
-            a prior depends on another latent, or the priors of several sites differ in
-            their `num_steps`.
+            a prior depends on another latent or its denoising error was not measured, or
+            the priors of several sites differ in their `num_steps`.
         TypeError: An argument is of another kind; in `run`: one of several sites is over
             bits.
         RuntimeError: In `run`: no particle of some problem ended with any weight.

@@ -41,6 +41,7 @@ from numpyro_diffusion.reverse import (
     DenoisingError,
     ReverseStep,
     as_float,
+    unmeasured,
 )
 
 __all__ = [
@@ -262,6 +263,11 @@ class KernelReverse(AbstractReverse):
         if self.error is None:
             return jnp.zeros(())
         return self.error(self.forward.schedule, t)
+
+    def check_variance(self, caller: str) -> None:
+        # The laws have a width of their own, from the readout.
+        if self.error is None and self.forward.takes_variance:
+            raise unmeasured(caller, self)
 
     def step(
         self, x_t: Num[Array, "*event"], t: ArrayLike, s: ArrayLike

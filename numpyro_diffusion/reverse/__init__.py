@@ -6,6 +6,7 @@ from numpyro_diffusion.reverse.base import (
     DenoisingError,
     ReverseStep,
     as_float,
+    unmeasured,
 )
 from numpyro_diffusion.reverse.denoising import DenoisingReverse
 from numpyro_diffusion.reverse.predictions import (
@@ -26,4 +27,5 @@ __all__ = [
     "VelocityPrediction",
     "analytic",
     "as_float",
+    "unmeasured",
 ]

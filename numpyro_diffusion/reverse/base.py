@@ -28,7 +28,7 @@ from jaxtyping import Array, Float, Num
 from numpyro_diffusion.forward import AbstractForward
 from numpyro_diffusion.schedules import AbstractSchedule
 
-__all__ = ["AbstractReverse", "DenoisingError", "ReverseStep", "as_float"]
+__all__ = ["AbstractReverse", "DenoisingError", "ReverseStep", "as_float", "unmeasured"]
 
 
 class ReverseStep(NamedTuple):
@@ -70,6 +70,26 @@ class AbstractReverse(eqx.Module):
         """The law p(x_s | x_t) for `s < t`, with the event's shape."""
         return self.step(x_t, t, s).law
 
+    def check_width(self, caller: str) -> None:
+        """Refuse a method that weighs by the densities of steps that have no width.
+
+        Args:
+            caller: Who asks, for the error.
+
+        Raises:
+            ValueError: The step to t = 0 is known to have none.
+        """
+
+    def check_variance(self, caller: str) -> None:
+        """Refuse a method that reads `denoising_variance` where it is not known.
+
+        Args:
+            caller: Who asks, for the error.
+
+        Raises:
+            ValueError: It stands at zero because nobody has measured it.
+        """
+
 
 class DenoisingError(eqx.Module):
     r"""Measured mean squared denoising error $r^2(t)$, one number per noise level.
@@ -88,6 +108,17 @@ class DenoisingError(eqx.Module):
     def __call__(self, schedule: AbstractSchedule, t: ArrayLike) -> Float[Array, ""]:
         ratios = self.values / schedule.noise(self.times)
         return schedule.noise(t) * jnp.interp(jnp.asarray(t), self.times, ratios)
+
+
+def unmeasured(caller: str, reverse: AbstractReverse) -> ValueError:
+    """The error of a reverse process whose denoising error was never measured."""
+    name = type(reverse).__name__
+    return ValueError(
+        f"{caller}: the reverse process must have a measured denoising error, got a {name} "
+        "with error=None, which gives its laws no width near the data. Measure it on data "
+        "like those that the network has learned, error = nd.denoising_error(reverse, "
+        f"data, key=key), and build {name}(..., error=error)."
+    )
 
 
 def as_float(x: Num[Array, "*event"]) -> Float[Array, "*event"]:

@@ -12,6 +12,7 @@ from numpyro_diffusion.reverse.base import (
     DenoisingError,
     ReverseStep,
     as_float,
+    unmeasured,
 )
 from numpyro_diffusion.reverse.predictions import (
     AbstractPrediction,
@@ -32,7 +33,8 @@ class DenoisingReverse(AbstractReverse):
             for Gaussian and `LogitPrediction` for Bernoulli diffusion.
         error: Measured denoising error, which widens Gaussian transitions by what the
             network cannot know. Without it (before training) the last step to t = 0
-            has no width at all: draws are fine there, densities are not.
+            has no width at all: draws are fine there, densities are not, and particle
+            methods refuse it.
 
     Raises:
         TypeError: The prediction does not fit the forward process.
@@ -75,6 +77,13 @@ class DenoisingReverse(AbstractReverse):
         if self.error is None:
             return jnp.zeros(())
         return self.error(self.forward.schedule, t)
+
+    def check_width(self, caller: str) -> None:
+        if self.error is None and self.forward.takes_variance:
+            raise unmeasured(caller, self)
+
+    def check_variance(self, caller: str) -> None:
+        self.check_width(caller)
 
     def step(
         self, x_t: Num[Array, "*event"], t: ArrayLike, s: ArrayLike
