@@ -62,6 +62,9 @@ def guide(
     chain, tilted by the model's own likelihood given those values; then whatever
     follows from it. Nothing corrects the guidance's error; `infer.ParticleGibbs` does.
 
+    `Predictive` compiles its draws anew at each call, of any model; who calls it often puts
+    the call itself under `jit`, with key and data as arguments.
+
     Args:
         model: A NumPyro model. Its observations come from its arguments (`obs=`) or from
             handlers inside, as in `guide(condition(model, data))`.

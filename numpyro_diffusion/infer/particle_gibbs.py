@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 from numpyro.infer.mcmc import MCMCKernel
+from numpyro.util import is_prng_key
 
 from numpyro_diffusion.checks import (
     checked_instance,
@@ -87,7 +88,7 @@ class ParticleGibbs(MCMCKernel):
             is scaled or masked, or depends on another latent while `diffusion_sites`
             hides its density from that latent's block; or several sites cannot move
             jointly; or the likelihood of the start is not a number, or the denoising error
-            of the prior was not measured.
+            of the prior was not measured, or there is a key for each of several chains.
         TypeError: An argument is of another kind; at `init`, one of several sites is over
             bits.
 
@@ -161,6 +162,12 @@ class ParticleGibbs(MCMCKernel):
         model_kwargs: dict[str, Any] | None,
     ) -> ParticleGibbsState:
         """Start from given values of the site, or from a draw of its prior."""
+        if not is_prng_key(rng_key):
+            raise ValueError(
+                "ParticleGibbs: init must get one random key, got several, as "
+                'chain_method="vectorized" gives; use chain_method=jax.vmap, '
+                '"parallel" or "sequential".'
+            )
         value_key, path_key, rng_key = jax.random.split(rng_key, 3)
         block = Block(self._model, self._site, model_args, model_kwargs)
         block.check_priors()
