@@ -124,6 +124,28 @@ def test_error_of_the_evidence_from_one_run():
     assert 0.7 < said / ratio.std() < 2.0
 
 
+@pytest.mark.slow
+def test_stated_errors_of_narrow_observations_are_those_of_the_runs():
+    """Noise of a hundredth: 60 runs that are off by more than they say would show.
+
+    The deviation of 60 z-scores is known to 9 %: 0.6 and 1.4 are four of these away.
+    """
+
+    def narrow(y):
+        x = jnp.asarray(numpyro.sample("x", nd.DiffusionPrior(STANDARD, (1,), 20)))
+        numpyro.sample("y", dist.Normal(x[0], 0.01), obs=y)
+
+    smc = nd.infer.TwistedSMC(narrow, num_particles=4096)
+    exact = float(dist.Normal(0.0, math.hypot(1.0, 0.01)).log_prob(1.0))
+    scores = []
+    for key in jr.split(jr.key(0), 60):
+        posterior = smc.run(key, 1.0)
+        relative = math.exp(float(posterior.log_evidence) - exact) - 1.0
+        scores.append(relative / float(posterior.log_evidence_error))
+    assert 0.6 < np.std(scores) < 1.4
+    assert abs(np.mean(scores)) < 4 / math.sqrt(60)
+
+
 def test_founders_variance_of_plain_importance_sampling_is_the_textbook_one():
     log_weights = jr.normal(jr.key(0), (50,))
     weights = np.exp(np.asarray(log_weights))
