@@ -7,8 +7,9 @@ finds by their arguments for ever, with the model among them; here they hang on 
 reference to the model.
 
 A model reads values from around it, which are compiled in. Those that its own code names
-(globals and enclosing variables, not what functions that it calls read) are remembered:
-where one has been bound anew, the model is compiled anew.
+(globals and enclosing variables, not what functions that it calls read) and the attributes
+of the object that it is are remembered: where one has been bound anew, the model is
+compiled anew.
 """
 
 import functools
@@ -69,12 +70,14 @@ class Programs:
 
     def serve(self, model: Callable) -> bool:
         """Whether these are the programs of a model, and of all that it reads."""
-        outer = _outer_values(model)
+        kept, outer = self._model(), _outer_values(model)
+        is_method = isinstance(model, types.MethodType)
         return (
-            self._model() == model
+            (kept is model or (is_method and kept == model))
             and len(outer) == len(self._outer)
             and all(
-                kept() is value for kept, value in zip(self._outer, outer, strict=True)
+                known() is value
+                for known, value in zip(self._outer, outer, strict=True)
             )
         )
 
@@ -150,23 +153,20 @@ def _weak(value: Any, forget: Callable[[], Any] | None = None) -> Callable[[], A
 
 
 def _outer_values(model: Callable) -> list[Any]:
-    """What a model's own code reads from around it."""
-    while not hasattr(model, "__code__"):
-        inner = next(
-            (
-                getattr(model, name)
-                for name in ("__wrapped__", "__func__", "fn", "func")
-                if callable(getattr(model, name, None))
-            ),
-            None,
-        )
-        if inner is None:
-            return []
-        model = inner
-    function: Any = model
-    values = [cell.cell_contents for cell in function.__closure__ or () if _full(cell)]
-    names = sorted(_names(function.__code__) & function.__globals__.keys())
-    return values + [function.__globals__[name] for name in names]
+    """What a model's own code reads from around it, and what objects around it hold."""
+    found: list[Any] = []
+    inner: Any = model
+    while inner is not None and not isinstance(inner, types.FunctionType):
+        owner = getattr(inner, "__self__", inner)
+        found += getattr(owner, "__dict__", {}).values()
+        layers = ("__func__", "__wrapped__", "fn", "func")
+        functions = [getattr(inner, name, None) for name in layers]
+        inner = next((one for one in functions if callable(one)), None)
+    if inner is None:
+        return found
+    found += [cell.cell_contents for cell in inner.__closure__ or () if _full(cell)]
+    names = sorted(_names(inner.__code__) & inner.__globals__.keys())
+    return found + [inner.__globals__[name] for name in names]
 
 
 def _full(cell: types.CellType) -> bool:

@@ -4,6 +4,7 @@ import functools
 import gc
 import weakref
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -110,6 +111,33 @@ def test_a_value_around_the_model_that_was_bound_anew_is_seen(monkeypatch):
     assert (call(second), call(wrapped)) == (2.0, 2.0)
     step = 5.0
     assert (call(second), call(wrapped)) == (6.0, 6.0)
+
+
+class Scaled:
+    def __init__(self, scale):
+        self.scale = scale
+
+    def __call__(self, x):
+        return self.scale * x
+
+
+def test_an_attribute_of_the_model_that_was_bound_anew_is_seen():
+    part = lambda model, args, kwargs: model(*args)
+    call = lambda model: float(programs_of(model).call(part, (3.0,), {}))
+    model = Scaled(2.0)
+    shared, method = functools.partial(model), model.__call__
+    assert (call(model), call(method), call(shared)) == (6.0, 6.0, 6.0)
+    model.scale = 4.0
+    assert (call(model), call(method)) == (12.0, 12.0)
+
+
+def test_a_module_with_arrays_is_a_model():
+    layer = eqx.nn.Linear(1, 1, key=jr.key(0))
+    part = lambda model, args, kwargs: model(*args)
+    x = jnp.ones(1)
+    first, second = (programs_of(layer).call(part, (x,), {}) for _ in range(2))
+    np.testing.assert_array_equal(first, layer(x))
+    np.testing.assert_array_equal(first, second)
 
 
 class Model:
