@@ -94,6 +94,22 @@ class AbstractGuidance(eqx.Module):
     ) -> TiltedStep:
         """The step from t to s < t."""
 
+    def check_reverse(
+        self, reverse: AbstractReverse, caller: str, *, weighed: bool
+    ) -> None:
+        """Refuse a reverse process that lacks what this guidance needs.
+
+        Args:
+            reverse: The reverse process.
+            caller: Who asks, for the error.
+            weighed: Whether weights correct the guidance by the densities of each step.
+
+        Raises:
+            ValueError: Its laws, or those proposed, would have no width near the data.
+        """
+        if weighed:
+            reverse.check_width(caller)
+
 
 def over_stack(function: Callable) -> Callable:
     """Map a function of one event (or its law) over the two axes of a stack.

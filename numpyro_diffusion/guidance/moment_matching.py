@@ -41,6 +41,17 @@ class AbstractCovariance(eqx.Module):
     ) -> tuple[ReverseStep, Callable[[Array], Array]]:
         """The stack's untilted step, and a function that applies the covariance."""
 
+    def check_reverse(self, reverse: AbstractReverse, caller: str) -> None:
+        """Refuse a reverse process that does not tell this covariance.
+
+        Args:
+            reverse: The reverse process.
+            caller: Who asks, for the error.
+
+        Raises:
+            ValueError: Its covariance would be zero, and the data ignored.
+        """
+
 
 class Isotropic(AbstractCovariance):
     r"""$r^2(t) I$: one variance per noise level. Takes no derivative of the network.
@@ -64,6 +75,10 @@ class Isotropic(AbstractCovariance):
         else:
             variance = self.error(reverse.forward.schedule, t)
         return step_stack(reverse, x_t, t, s), lambda v: variance * v
+
+    def check_reverse(self, reverse: AbstractReverse, caller: str) -> None:
+        if self.error is None:
+            reverse.check_variance(caller)
 
 
 class Tweedie(AbstractCovariance):
@@ -172,6 +187,14 @@ class MomentMatching(AbstractGuidance):
         given = lambda x, x0: reverse.law_given(x, x0, t=t, s=s)
         proposal = over_stack(given)(x_t, x0_hat)
         return TiltedStep(law, proposal, log_twist)
+
+    def check_reverse(
+        self, reverse: AbstractReverse, caller: str, *, weighed: bool
+    ) -> None:
+        super().check_reverse(reverse, caller, weighed=weighed)
+        self.covariance.check_reverse(reverse, caller)
+        if weighed:  # proposals have its width
+            reverse.check_variance(caller)
 
     def condition(
         self,

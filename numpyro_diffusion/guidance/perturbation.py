@@ -46,6 +46,17 @@ class AbstractGuide(eqx.Module):
     ) -> Float[Array, " P"]:
         """Log r_t(x_t) for each problem."""
 
+    def check_reverse(self, reverse: AbstractReverse, caller: str) -> None:
+        """Refuse a reverse process that lacks what this guide needs.
+
+        Args:
+            reverse: The reverse process.
+            caller: Who asks, for the error.
+
+        Raises:
+            ValueError: The guide would be that of no uncertainty about the data.
+        """
+
 
 class ConstantGuide(AbstractGuide):
     """The likelihood itself at every t (the paper's eq. 23). Biased."""
@@ -106,6 +117,9 @@ class ExpectedGuide(AbstractGuide):
             return tilted_values(reverse.forward, x0_hat, log_likelihood)[1]
         return self.matching.condition(reverse, log_likelihood, x_t, t)[1]
 
+    def check_reverse(self, reverse: AbstractReverse, caller: str) -> None:
+        self.matching.check_reverse(reverse, caller, weighed=False)
+
 
 class MeanShift(AbstractGuidance):
     r"""Gaussian steps, first order: the mean moves by $\Sigma\, \nabla \log r$ at the mean.
@@ -141,6 +155,12 @@ class MeanShift(AbstractGuidance):
         law = over_stack(lambda x: reverse.transition(x, t=t, s=s))(x_t)
         log_twist = self.guide.log_prob(reverse, log_likelihood, x_t, t)
         return TiltedStep(law, self._tilt(reverse, log_likelihood, law, s), log_twist)
+
+    def check_reverse(
+        self, reverse: AbstractReverse, caller: str, *, weighed: bool
+    ) -> None:
+        super().check_reverse(reverse, caller, weighed=weighed)
+        self.guide.check_reverse(reverse, caller)
 
     def _tilt(
         self,
@@ -207,6 +227,12 @@ class Product(AbstractGuidance):
         law = over_stack(lambda x: reverse.transition(x, t=t, s=s))(x_t)
         log_twist = self.guide.log_prob(reverse, log_likelihood, x_t, t)
         return TiltedStep(law, self._tilt(reverse, log_likelihood, law, s), log_twist)
+
+    def check_reverse(
+        self, reverse: AbstractReverse, caller: str, *, weighed: bool
+    ) -> None:
+        super().check_reverse(reverse, caller, weighed=weighed)
+        self.guide.check_reverse(reverse, caller)
 
     def _tilt(
         self,

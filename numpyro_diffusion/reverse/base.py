@@ -35,6 +35,7 @@ __all__ = [
     "AbstractTrainableReverse",
     "DenoisingError",
     "ReverseStep",
+    "unmeasured",
 ]
 
 
@@ -142,6 +143,26 @@ class AbstractReverse(eqx.Module):
                 f"{self.chain_length}, got {num_steps}."
             )
 
+    def check_width(self, caller: str) -> None:
+        """Refuse a method that weighs by the densities of steps that have no width.
+
+        Args:
+            caller: Who asks, for the error.
+
+        Raises:
+            ValueError: The step to t = 0 is known to have none.
+        """
+
+    def check_variance(self, caller: str) -> None:
+        """Refuse a method that reads `denoising_variance` where it is not known.
+
+        Args:
+            caller: Who asks, for the error.
+
+        Raises:
+            ValueError: It stands at zero because nobody has measured it.
+        """
+
 
 class AbstractTrainableReverse(AbstractReverse):
     """A reverse process with a network, which `fit` can train.
@@ -191,3 +212,14 @@ class AbstractTrainableReverse(AbstractReverse):
         """A copy with this measured denoising error."""
         is_leaf = lambda leaf: leaf is None
         return eqx.tree_at(lambda r: r.error, self, error, is_leaf=is_leaf)
+
+
+def unmeasured(caller: str, reverse: AbstractReverse) -> ValueError:
+    """The error of a reverse process whose denoising error was never measured."""
+    name = type(reverse).__name__
+    return ValueError(
+        f"{caller}: the reverse process must have a measured denoising error, got a {name} "
+        "with error=None, which gives its laws no width near the data. Measure it on data "
+        "like those that the network has learned, error = nd.denoising_error(reverse, "
+        f"data, key=key), and build {name}(..., error=error)."
+    )
