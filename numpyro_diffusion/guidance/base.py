@@ -20,6 +20,7 @@ __all__ = [
     "Time",
     "curvature",
     "dot",
+    "finite",
     "moments",
     "normal_stack",
     "over_stack",
@@ -129,6 +130,15 @@ def spread(scalars: Array, like: Array) -> Array:
     return scalars.reshape(-1, *(1,) * (like.ndim - 1))
 
 
+def finite(values: Array) -> Array:
+    """The values, and 0 in place of what is infinite or no number.
+
+    A twist of zero leaves all to the weights, and so a gradient of zero to the prior. Of a
+    likelihood that says "never" at one point it is not known what it says around it.
+    """
+    return jnp.where(jnp.isfinite(values), values, 0.0)
+
+
 def moments(law: dist.Distribution) -> tuple[Array, Array]:
     """Means and variances of a stack of laws."""
     return over_stack(lambda law: (law.mean, law.variance))(law)
@@ -194,8 +204,11 @@ def tilted_bits(
     entries = jnp.arange(flat.shape[1])
     odds = jax.vmap(lambda i: with_entry(i, 1) - with_entry(i, 0))(entries)
     odds = odds.T.reshape(bits.shape)
+    # Where a bit is impossible either way, others are to blame.
+    odds = jnp.where(jnp.isnan(odds), 0.0, odds)
     log_one, log_zero = jnp.log(probability), jnp.log1p(-probability)
     if_one = log_one + jnp.where(bits == 1, 0.0, odds)
     if_zero = log_zero - jnp.where(bits == 1, odds, 0.0)
     log_mean = jnp.sum(jnp.logaddexp(if_one, if_zero), axis=tuple(range(1, bits.ndim)))
-    return jax.nn.sigmoid(if_one - if_zero), log_likelihood(bits) + log_mean
+    log_twist = finite(log_likelihood(bits) + log_mean)
+    return jax.nn.sigmoid(if_one - if_zero), log_twist

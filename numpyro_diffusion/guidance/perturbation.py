@@ -1,6 +1,7 @@
 """The 2015 paper's perturbation of each step by a guide, faithful and corrected."""
 
 import abc
+import dataclasses
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from numpyro_diffusion.guidance.base import (
     TiltedStep,
     Time,
     curvature,
+    finite,
     moments,
     normal_stack,
     over_stack,
@@ -78,10 +80,11 @@ class ExpectedGuide(AbstractGuide):
     """The expected likelihood given x_t, as `MomentMatching` approximates it.
 
     Attributes:
-        matching: The approximation.
+        matching: The approximation. Its determinant is left out: the other latents do not
+            move while a guide steers.
 
     Raises:
-        ValueError: `matching` has `determinant=True`, which has no derivative.
+        ValueError: `matching` has `determinant=True`, which has no derivative in general.
     """
 
     matching: MomentMatching = MomentMatching()
@@ -90,7 +93,8 @@ class ExpectedGuide(AbstractGuide):
         if self.matching.determinant:
             raise ValueError(
                 "ExpectedGuide: matching must have determinant=False, got True: a guide "
-                "is differentiated, and the determinant is known without its derivative."
+                "is differentiated, and the determinant is known without its derivative "
+                "where the curvature has no simple structure."
             )
 
     def log_prob(
@@ -100,7 +104,8 @@ class ExpectedGuide(AbstractGuide):
         x_t: Num[Array, "P C *event"],
         t: Time,
     ) -> Float[Array, " P"]:
-        return self.matching.condition(reverse, log_likelihood, x_t, t)[1]
+        matching = dataclasses.replace(self.matching, determinant=False)
+        return matching.condition(reverse, log_likelihood, x_t, t)[1]
 
 
 class MeanShift(AbstractGuidance):
@@ -134,7 +139,7 @@ class MeanShift(AbstractGuidance):
         s: Time,
     ) -> TiltedStep:
         law = over_stack(lambda x: reverse.transition(x, t, s))(x_t)
-        log_twist = self.guide.log_prob(reverse, log_likelihood, x_t, t)
+        log_twist = finite(self.guide.log_prob(reverse, log_likelihood, x_t, t))
         return TiltedStep(law, self._tilt(reverse, log_likelihood, law, s), log_twist)
 
     def _tilt(
@@ -153,7 +158,7 @@ class MeanShift(AbstractGuidance):
         _, gradient = value_and_gradient(
             lambda x: self.guide.log_prob(reverse, log_likelihood, x, s), mean
         )
-        return normal_stack(mean + variance * gradient, variance)
+        return normal_stack(mean + variance * finite(gradient), variance)
 
 
 class Product(AbstractGuidance):
@@ -199,7 +204,7 @@ class Product(AbstractGuidance):
         s: Time,
     ) -> TiltedStep:
         law = over_stack(lambda x: reverse.transition(x, t, s))(x_t)
-        log_twist = self.guide.log_prob(reverse, log_likelihood, x_t, t)
+        log_twist = finite(self.guide.log_prob(reverse, log_likelihood, x_t, t))
         return TiltedStep(law, self._tilt(reverse, log_likelihood, law, s), log_twist)
 
     def _tilt(
@@ -227,5 +232,5 @@ class Product(AbstractGuidance):
             "not positive; use MeanShift or MomentMatching.",
         )
         return normal_stack(
-            mean + variance * gradient / precision, variance / precision
+            mean + variance * finite(gradient) / precision, variance / precision
         )

@@ -1,5 +1,6 @@
 """Posterior draws and the evidence of a model with a diffusion site, by one SMC run."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,9 @@ from numpyro_diffusion.infer.smc import (
 )
 
 __all__ = ["TwistedSMC", "TwistedSMCPosterior"]
+
+# With fewer the variance over founders, from which the error comes, is not known to a half.
+_FEW_FOUNDERS = 10
 
 
 class TwistedSMC:
@@ -116,10 +120,15 @@ class TwistedSMC:
             rng_key: Random key.
             *args: Positional arguments of the model.
             **kwargs: Keyword arguments of the model.
+
+        Warns:
+            UserWarning: The model has other latents, and fewer than 10 distinct values of
+                them are left (not under `jit`).
         """
         start_key, steps_key, draw_key = jax.random.split(rng_key, 3)
         run = _with_bar if self.progress_bar else _whole
         result, shape = run(self, args, kwargs, start_key, steps_key)
+        _warn_of_few_founders(result.particles)
         return TwistedSMCPosterior(self, result, shape, draw_key, args, kwargs)
 
 
@@ -190,6 +199,27 @@ class TwistedSMCPosterior:
             num_particles=self._smc.num_particles,
         )
         return data
+
+
+def _warn_of_few_founders(particles: Particles) -> None:
+    """Say so if the draws of the other latents are copies of a few.
+
+    They never move: as many values are left as founders. The sites do move on, so that
+    founders that merge are no fault where there is nothing else.
+    """
+    founders = particles.founders
+    if not particles.others or isinstance(founders, jax.core.Tracer):
+        return
+    num_founders = len(np.unique(founders))
+    if num_founders < _FEW_FOUNDERS:
+        names = ", ".join(sorted(particles.others))
+        warnings.warn(
+            f"TwistedSMC: of {len(founders)} values of the other latents ({names}) "
+            f"{num_founders} distinct ones are left, so that neither their draws nor "
+            "log_evidence_error can be trusted; take more particles, a narrower prior "
+            "for them, or ParticleGibbs beside NUTS, which moves them.",
+            stacklevel=3,
+        )
 
 
 def _start(
