@@ -20,6 +20,7 @@ __all__ = [
     "Time",
     "curvature",
     "dot",
+    "finite",
     "moments",
     "normal_stack",
     "over_stack",
@@ -143,6 +144,15 @@ def dot(a: Array, b: Array) -> Float[Array, " P"]:
 def spread(scalars: Array, like: Array) -> Array:
     """One number per problem, in the shape (P, 1, ...) of the stack `like`."""
     return scalars.reshape(-1, *(1,) * (like.ndim - 1))
+
+
+def finite(values: Array) -> Array:
+    """The values, and 0 in place of what is infinite or no number.
+
+    A twist of zero leaves all to the weights, and so a gradient of zero to the prior. Of a
+    likelihood that says "never" at one point it is not known what it says around it.
+    """
+    return jnp.where(jnp.isfinite(values), values, 0.0)
 
 
 def moments(law: dist.Distribution) -> tuple[Array, Array]:

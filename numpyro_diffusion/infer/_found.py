@@ -7,7 +7,12 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
-__all__ = ["check_found", "check_start", "warn_undefined"]
+from numpyro_diffusion.infer.smc import Particles
+
+__all__ = ["check_found", "check_start", "warn_of_few_founders", "warn_undefined"]
+
+# With fewer the variance over founders, from which the error comes, is not known to a half.
+_FEW_FOUNDERS = 10
 
 
 def check_found(caller: str, log_evidence: Float[Array, "..."], num: int) -> None:
@@ -79,6 +84,31 @@ def warn_undefined(caller: str, num_undefined: Int[Array, "..."], num: int) -> N
             f"{caller}: {count} weights were not a number, or infinite, of {num} particles"
             f"{each}; they count as zero. That is right if the model's density is zero "
             "where its formula is undefined.",
+            stacklevel=3,
+        )
+
+
+def warn_of_few_founders(caller: str, particles: Particles) -> None:
+    """Say so if the draws of the other latents are copies of a few.
+
+    They never move: as many values are left as founders. The sites do move on, so that
+    founders that merge are no fault where there is nothing else.
+
+    Args:
+        caller: Who asks, for the warning.
+        particles: At the data; what is not known before a program runs is passed.
+    """
+    founders = particles.founders
+    if not particles.others or not _is_known(founders):
+        return
+    num_founders = len(np.unique(founders))
+    if num_founders < _FEW_FOUNDERS:
+        names = ", ".join(sorted(particles.others))
+        warnings.warn(
+            f"{caller}: of {len(founders)} values of the other latents ({names}) "
+            f"{num_founders} distinct ones are left, so that neither their draws nor "
+            "log_evidence_error can be trusted; take more particles, a narrower prior "
+            "for them, or ParticleGibbs beside NUTS, which moves them.",
             stacklevel=3,
         )
 

@@ -14,7 +14,11 @@ from numpyro_diffusion.checks import (
     checked_share,
 )
 from numpyro_diffusion.guidance import AbstractGuidance
-from numpyro_diffusion.infer._found import check_found, warn_undefined
+from numpyro_diffusion.infer._found import (
+    check_found,
+    warn_of_few_founders,
+    warn_undefined,
+)
 from numpyro_diffusion.infer._smc_programs import (
     EvidenceResult,
     Settings,
@@ -27,8 +31,6 @@ from numpyro_diffusion.model.sites import named_dims, observed_values, traced
 __all__ = ["TwistedSMC", "TwistedSMCPosterior", "unchecked_run"]
 
 _CALLER = "TwistedSMC"
-
-CALLER = "TwistedSMC"
 
 
 class TwistedSMC:
@@ -160,10 +162,13 @@ class TwistedSMC:
 
         Warns:
             UserWarning: Weights of some particles were not a number; they count as zero.
+                Or the model has other latents, and fewer than 10 distinct values of them
+                are left (neither under `jit`).
         """
         posterior = unchecked_run(self, rng_key, args, kwargs)
         warn_undefined(_CALLER, posterior.num_undefined, self.num_particles)
         check_found(_CALLER, posterior.log_evidence, self.num_particles)
+        warn_of_few_founders(_CALLER, posterior.particles)
         return posterior
 
 
@@ -179,6 +184,7 @@ class TwistedSMCPosterior:
             element of the plates, if these are problems of their own; else zero.
         log_evidence_total: The sum of all, a number: the log evidence of the whole model.
             Its standard error is the root of the sum of the squared errors.
+        particles: The final particles, weighted, in the network's units.
         log_weights: Of the final particles, shape (num_particles, num_problems).
         num_undefined: How many weights were not a number, or infinite, shape
             (num_problems,); they count as zero.
@@ -198,7 +204,7 @@ class TwistedSMCPosterior:
         kwargs: dict,
     ) -> None:
         result = found.whole
-        self._smc, self._particles, self._key = smc, result.particles, key
+        self._smc, self.particles, self._key = smc, result.particles, key
         self._args, self._kwargs = args, kwargs
         self.log_weights = result.particles.log_weights
         self.num_undefined = result.particles.num_undefined
@@ -219,7 +225,7 @@ class TwistedSMCPosterior:
         """
         smc = self._smc
         arguments = smc.model, self._args, self._kwargs, smc.settings
-        return run_draws(*arguments, self._key, self._particles)
+        return run_draws(*arguments, self._key, self.particles)
 
     def to_arviz(self) -> Any:
         """The draws as one chain of ArviZ's data, the evidence in its attributes.

@@ -95,13 +95,22 @@ class AbstractReverse(eqx.Module):
         *,
         t: ArrayLike,
         s: ArrayLike,
+        variance: Float[Array, "..."] | None = None,
     ) -> dist.Distribution:
         """The law of x_s given x_t, were `x0_hat` the mean of x_0.
 
         With `denoise(x_t, t)` for `x0_hat` it is the process's own step; with another
         guess, which knows the data, a guided one.
+
+        Args:
+            x_t: The noisy event.
+            x0_hat: The mean of x_0, of the forward process's `mean_shape`.
+            t: The time of `x_t`.
+            s: The earlier (cleaner) time.
+            variance: Variance of x_0 about this mean, one number or one per entry; by
+                default `denoising_variance(t)`.
         """
-        variance = self.denoising_variance(t)
+        variance = self.denoising_variance(t) if variance is None else variance
         return self.forward.averaged_posterior(x_t, x0_hat, variance, s=s, t=t)
 
     def step(
