@@ -40,7 +40,7 @@ from numpyro_diffusion.archive import (
 )
 from numpyro_diffusion.forward import BernoulliForward, GaussianForward
 from numpyro_diffusion.networks import MLP, UNet
-from numpyro_diffusion.paper2015.kernel_reverse import (
+from numpyro_diffusion.paper2015 import (
     BitReadout,
     KernelReverse,
     PlainBitReadout,
