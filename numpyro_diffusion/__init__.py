@@ -19,12 +19,14 @@ from numpyro_diffusion.bound import (
     variational_bound,
 )
 from numpyro_diffusion.forward import AbstractForward, BernoulliForward, GaussianForward
+from numpyro_diffusion.guidance import AbstractGuidance
 from numpyro_diffusion.model import Likelihood
 from numpyro_diffusion.pretrained import load_pretrained
 from numpyro_diffusion.prior import DiffusionPrior
 from numpyro_diffusion.reverse import (
     AbstractPrediction,
     AbstractReverse,
+    AbstractTrainableReverse,
     DataPrediction,
     DenoisingError,
     DenoisingReverse,
@@ -33,8 +35,14 @@ from numpyro_diffusion.reverse import (
     VelocityPrediction,
     analytic,
 )
-from numpyro_diffusion.samplers import ProbabilityFlow, forward_model, reverse_model
+from numpyro_diffusion.samplers import (
+    AbstractSampler,
+    ProbabilityFlow,
+    forward_model,
+    reverse_model,
+)
 from numpyro_diffusion.saving import load, read_card, save
+from numpyro_diffusion.schedules import AbstractSchedule
 from numpyro_diffusion.training import (
     AbstractObjective,
     BoundLoss,
@@ -48,9 +56,13 @@ __all__ = [
     "BITS",
     "NATS",
     "AbstractForward",
+    "AbstractGuidance",
     "AbstractObjective",
     "AbstractPrediction",
     "AbstractReverse",
+    "AbstractSampler",
+    "AbstractSchedule",
+    "AbstractTrainableReverse",
     "BernoulliForward",
     "BoundLoss",
     "DataPrediction",
