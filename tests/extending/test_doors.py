@@ -327,4 +327,6 @@ def test_edm_is_learned():
         SHORT, jnp.array([MEAN]), jnp.array([[SCALE**2]])
     )
     assert distance(fitted(start), exact) < 0.1 * SCALE
-    assert distance(start, exact) > 0.2 * SCALE  # control: it takes the data for N(0, 1)
+    assert (
+        distance(start, exact) > 0.2 * SCALE
+    )  # control: it takes the data for N(0, 1)
