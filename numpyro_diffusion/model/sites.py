@@ -222,7 +222,7 @@ def check_marked_prior(
             )
 
 
-def observed_values(sites: Mapping[str, Any]) -> dict[str, Array]:
+def observed_values(sites: Mapping[str, Any]) -> dict[str, Any]:
     """Values of the observed sites of a trace."""
     return {
         name: msg["value"]
