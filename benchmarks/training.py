@@ -19,6 +19,7 @@ from timing import describe, measure, report, use_one_core
 
 import numpyro_diffusion as nd
 from numpyro_diffusion.training import loop as training
+from numpyro_diffusion.training.sources import batch_rows
 
 
 def floor_steps(network, data, batch_size, num_steps, optimizer, fused):
@@ -59,7 +60,7 @@ def fit_steps(network, data, batch_size, num_steps, optimizer):
     advance = training._compiled_steps(static, objective, optimizer, 0.999, num_steps)
     state = training._State(params, params, optimizer.init(params))
     key = jax.random.key(1)
-    rows = training._batch_indices(key, 0, num_steps, batch_size, len(data))
+    rows = batch_rows(key, 0, num_steps, batch_size, len(data))
     return lambda: advance(state, data, rows, key, 0, num_steps)[0]
 
 

@@ -12,7 +12,6 @@ killed and resumed from its checkpoint ends where an uninterrupted one ends.
 import hashlib
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -23,19 +22,19 @@ import optax
 from jaxtyping import Array, Float, Num, PyTree
 from tqdm.auto import tqdm
 
-from numpyro_diffusion.archive import ArchiveError, read_archive, write_archive
 from numpyro_diffusion.forward import as_float
-from numpyro_diffusion.reverse import (
-    AbstractTrainableReverse,
-    DenoisingError,
-)
+from numpyro_diffusion.reverse import AbstractTrainableReverse
+from numpyro_diffusion.training.checks import check_losses, checked_data
+from numpyro_diffusion.training.error import denoising_error
 from numpyro_diffusion.training.objectives import (
     AbstractObjective,
     BoundLoss,
     DenoisingLoss,
 )
+from numpyro_diffusion.training.resume import Checkpoint
+from numpyro_diffusion.training.sources import batch_rows, key_data, split
 
-__all__ = ["FitResult", "denoising_error", "fit"]
+__all__ = ["FitResult", "fit"]
 
 
 class FitResult(NamedTuple):
@@ -112,10 +111,10 @@ def fit(
             checkpoint belongs to another run.
         FloatingPointError: The loss became NaN or infinite; the last checkpoint stays.
     """
-    data, validation = _checked_data(reverse, data, validation)
+    data, validation = checked_data(reverse, data, validation)
     split_key, steps_key, error_key = jax.random.split(key, 3)
     if validation is None:
-        data, validation = _split(split_key, np.asarray(data), validation_fraction)
+        data, validation = split(split_key, np.asarray(data), validation_fraction)
     if objective is None:
         length = reverse.chain_length
         objective = DenoisingLoss() if length is None else BoundLoss(length)
@@ -123,13 +122,13 @@ def fit(
         optimizer = _default_optimizer(num_steps)
     params, static = eqx.partition(reverse, objective.trainable(reverse))
     state = _State(params, params, optimizer.init(params))
-    run = _Run(
+    run = Checkpoint(
         checkpoint,
         {
             "num_steps": num_steps,
             "batch_size": batch_size,
             "ema_decay": ema_decay,
-            "key": np.asarray(_key_data(key)).tolist(),
+            "key": np.asarray(key_data(key)).tolist(),
             "data": hashlib.sha256(data.tobytes()).hexdigest(),
         },
     )
@@ -142,12 +141,12 @@ def fit(
         while first < num_steps:
             until_save = checkpoint_every - first % checkpoint_every
             count = min(steps_per_call, num_steps - first, until_save)
-            batches = _batch_indices(steps_key, first, count, batch_size, len(data))
+            batches = batch_rows(steps_key, first, count, batch_size, len(data))
             padded = np.zeros((steps_per_call, batch_size), batches.dtype)
             padded[:count] = batches
             state, new = advance(state, data_on_device, padded, steps_key, first, count)
             losses[first : first + count] = np.asarray(new)[:count]
-            _check_losses(losses, first, count, checkpoint)
+            check_losses(losses, first, count, checkpoint)
             first += count
             bar.update(count)
             bar.set_postfix(loss=f"{np.mean(losses[max(0, first - 100) : first]):.4f}")
@@ -159,57 +158,6 @@ def fit(
         trained, jnp.asarray(validation), key=error_key, num_levels=num_error_levels
     )
     return FitResult(trained.with_error(error), losses)
-
-
-def denoising_error(
-    reverse: Any,
-    data: Num[Array, "num *event"],
-    *,
-    key: Array,
-    num_levels: int = 50,
-    num_samples: int = 4,
-) -> DenoisingError:
-    """Measure the mean squared denoising error at evenly spaced noise levels.
-
-    Args:
-        reverse: Any reverse process.
-        data: Held-out events.
-        key: Random key.
-        num_levels: Number of levels, at times 1 / num_levels, ..., 1; for a
-            process with a chain of its own at the times of that chain above them.
-        num_samples: Noisy copies of each event per level.
-
-    Returns:
-        The error per level and entry. **Error:** a Monte Carlo mean over
-        `num_samples * num` events.
-    """
-    times = np.arange(1, num_levels + 1) / num_levels
-    if (length := reverse.chain_length) is not None:
-        times = np.unique(np.ceil(times * length - 1e-9)) / length
-    times = jnp.asarray(times)
-
-    keys = jax.random.split(key, len(times))
-    values = _mean_squares(reverse, jnp.asarray(data), times, keys, num_samples)
-    return DenoisingError(times, values)
-
-
-@eqx.filter_jit
-def _mean_squares(
-    reverse: Any, data: Array, times: Array, keys: Array, num_samples: int
-) -> Float[Array, " num_levels"]:
-    """Mean squared error at each of some times, a level after the other."""
-    copies = jnp.tile(data, (num_samples,) + (1,) * (data.ndim - 1))
-
-    def one(x0: Array, t: Array, key: Array) -> Array:
-        x_t = jnp.asarray(reverse.forward.marginal(x0, t).sample(key))
-        return jnp.mean((reverse.denoise(x_t, t) - reverse.forward.embed(x0)) ** 2)
-
-    def level(inputs: tuple[Array, Array]) -> Array:
-        t, key = inputs
-        keys = jax.random.split(key, len(copies))
-        return jnp.mean(jax.vmap(one, (0, None, 0))(copies, t, keys))
-
-    return jax.lax.map(level, (times, keys))
 
 
 def _compiled_steps(
@@ -256,153 +204,7 @@ def _compiled_steps(
     return jax.jit(many)
 
 
-class _Run:
-    """The checkpoint of one training run, if it keeps one."""
-
-    def __init__(
-        self, path: str | os.PathLike[str] | None, identity: dict[str, Any]
-    ) -> None:
-        self._path = None if path is None else Path(path)
-        self._identity = identity
-
-    def resume(self, state: _State, losses: np.ndarray) -> tuple:
-        """Step, losses and state to start from."""
-        if self._path is None or not self._path.exists():
-            return 0, losses, state
-        header, arrays = read_archive(self._path)
-        if header.get("kind") != "training state":
-            raise ArchiveError(
-                f"{self._path}: expected the training state of `fit`, got a file of "
-                f"kind {header.get('kind')!r}; name another file as checkpoint."
-            )
-        for name, value in self._identity.items():
-            if header["identity"].get(name) != value:
-                raise ValueError(
-                    f"fit: the checkpoint {self._path} belongs to another run: its "
-                    f"{name} is {header['identity'].get(name)!r}, this run's is "
-                    f"{value!r}. Delete it or name another file."
-                )
-        leaves, treedef = jax.tree_util.tree_flatten_with_path(state)
-        restored = []
-        for path, leaf in leaves:
-            name = jax.tree_util.keystr(path)
-            stored = arrays.get(name)
-            if stored is None or stored.shape != np.shape(leaf):
-                raise ValueError(
-                    f"fit: the checkpoint {self._path} belongs to another network or "
-                    f"optimizer: {name} must have shape {np.shape(leaf)}, got "
-                    f"{None if stored is None else stored.shape}."
-                )
-            restored.append(jnp.asarray(stored))
-        done = int(header["step"])
-        losses[:done] = arrays["losses"][:done]
-        return done, losses, jax.tree.unflatten(treedef, restored)
-
-    def save(self, step: int, losses: np.ndarray, state: _State) -> None:
-        """Write the state after `step` steps, replacing the file in one move."""
-        if self._path is None:
-            return
-        leaves = jax.tree_util.tree_flatten_with_path(state)[0]
-        arrays = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
-        arrays["losses"] = losses[:step]
-        header = {"kind": "training state", "step": step, "identity": self._identity}
-        write_archive(self._path, header, arrays)
-
-
-def _batch_indices(
-    key: Array, first: int, count: int, batch_size: int, num: int
-) -> np.ndarray:
-    """Rows of `count` batches from step `first` on: each epoch a fresh permutation."""
-    positions = np.arange(first * batch_size, (first + count) * batch_size)
-    epochs, places = np.divmod(positions, num)
-    seed = [int(word) for word in np.ravel(_key_data(key))]
-    indices = np.empty_like(places)
-    for epoch in np.unique(epochs):
-        order = np.random.default_rng([*seed, int(epoch)]).permutation(num)
-        chosen = epochs == epoch
-        indices[chosen] = order[places[chosen]]
-    return indices.reshape(count, batch_size)
-
-
 def _default_optimizer(num_steps: int) -> optax.GradientTransformation:
     warmup = max(1, num_steps // 20)
     rate = optax.warmup_cosine_decay_schedule(0.0, 1e-3, warmup, max(num_steps, 2))
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
-
-
-def _split(key: Array, data: np.ndarray, fraction: float) -> tuple:
-    held_out = round(len(data) * fraction)
-    if not 0 < held_out < len(data):
-        raise ValueError(
-            "fit: validation_fraction must leave at least one event on each side, got "
-            f"{fraction} of {len(data)} events; or pass validation=..."
-        )
-    order = np.asarray(jax.random.permutation(key, len(data)))
-    return data[order[held_out:]], data[order[:held_out]]
-
-
-def _checked_data(reverse: Any, data: Any, validation: Any) -> tuple:
-    data = _checked_events(reverse, data, "data")
-    if validation is not None:
-        validation = _checked_events(reverse, validation, "validation")
-        if validation.shape[1:] != data.shape[1:]:
-            raise ValueError(
-                f"fit: validation must hold events of shape {data.shape[1:]} like data, "
-                f"got {validation.shape[1:]}."
-            )
-    return data, validation
-
-
-def _checked_events(reverse: Any, data: Any, name: str) -> np.ndarray:
-    data = np.asarray(data)
-    # What JAX would make of it (float32 unless double precision is on).
-    data = data.astype(jax.dtypes.canonicalize_dtype(data.dtype))
-    if data.ndim == 0 or len(data) == 0:
-        raise ValueError(
-            f"fit: {name} must stack at least one event along its first axis, got shape "
-            f"{data.shape}."
-        )
-    bad = np.size(data) - np.count_nonzero(np.isfinite(data))
-    if bad:
-        raise ValueError(
-            f"fit: {name} must be finite, got {bad} NaN or infinite entries among "
-            f"{data.size}."
-        )
-    reverse.check_data(f"fit: {name}", data)
-    _check_network(reverse, data, name)
-    return data
-
-
-def _check_network(
-    reverse: AbstractTrainableReverse, data: np.ndarray, name: str
-) -> None:
-    event_shape = data.shape[1:]
-    expected = reverse.output_shape(event_shape)
-    x = jax.ShapeDtypeStruct(event_shape, data.dtype)
-    try:
-        output = jax.eval_shape(lambda x: reverse.output(x, jnp.array(0.5)), x)
-    except Exception as error:
-        raise ValueError(
-            f"fit: the network does not accept events of shape {event_shape}, the "
-            f"shape of {name} without its first axis: {error}"
-        ) from error
-    if output.shape != expected:
-        raise ValueError(
-            f"fit: for {name} of events of shape {event_shape} the network must "
-            f"return an array of shape {expected}, got {output.shape}."
-        )
-
-
-def _check_losses(losses: np.ndarray, first: int, count: int, checkpoint: Any) -> None:
-    bad = ~np.isfinite(losses[first : first + count])
-    if bad.any():
-        kept = "" if checkpoint is None else f" The last good state is in {checkpoint}."
-        raise FloatingPointError(
-            f"fit: the loss became NaN or infinite at step {first + int(bad.argmax())}; "
-            f"try a smaller learning rate.{kept}"
-        )
-
-
-def _key_data(key: Array) -> Array:
-    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    return jax.random.key_data(key) if typed else key

@@ -8,7 +8,8 @@ import pytest
 
 import numpyro_diffusion as nd
 from numpyro_diffusion.archive import ArchiveError, write_archive
-from numpyro_diffusion.training import loop as training
+from numpyro_diffusion.training import resume
+from numpyro_diffusion.training.sources import batch_rows
 
 FORWARD = nd.GaussianForward(nd.schedules.cosine())
 
@@ -127,11 +128,11 @@ def test_fusing_steps_does_not_change_the_result():
 
 
 def test_each_epoch_visits_every_event_once():
-    rows = training._batch_indices(jax.random.key(0), 0, 6, 5, 10)
+    rows = batch_rows(jax.random.key(0), 0, 6, 5, 10)
     epochs = rows.reshape(3, 10)
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs.tolist())
     assert len({tuple(epoch) for epoch in epochs.tolist()}) == 3
-    later = training._batch_indices(jax.random.key(0), 4, 2, 5, 10)
+    later = batch_rows(jax.random.key(0), 4, 2, 5, 10)
     np.testing.assert_array_equal(later, rows[4:])
 
 
@@ -145,7 +146,7 @@ def test_a_killed_run_resumes_to_the_same_result(tmp_path, monkeypatch):
         if len(saves) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "write_archive", kill_after_second_save)
+    monkeypatch.setattr(resume, "write_archive", kill_after_second_save)
     with pytest.raises(KeyboardInterrupt):
         run(checkpoint=path, checkpoint_every=10)
     resumed = run(checkpoint=path, checkpoint_every=10)
