@@ -1,67 +1,123 @@
-"""The checkpoint of a training run: written as it goes, read when it is run again."""
+"""The checkpoint of a training run: written as it goes, read when it is run again.
+
+The file belongs to one run. Beside the state it holds the run's identity, facts by name
+(see `identity`), and a run with another identity is refused: going on from there it would
+give neither its own result nor the other's.
+"""
 
 import os
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
 
 from numpyro_diffusion.archive import ArchiveError, read_archive, write_archive
 
 __all__ = ["Checkpoint"]
 
+_KIND = "training state"
+
 
 class Checkpoint:
-    """The checkpoint of one training run, if it keeps one."""
+    """The checkpoint of one training run, if it keeps one.
 
-    def __init__(
-        self, path: str | os.PathLike[str] | None, identity: dict[str, Any]
-    ) -> None:
-        self._path = None if path is None else Path(path)
-        self._identity = identity
+    Args:
+        path: The file; None if none is kept.
 
-    def resume(self, state: PyTree, losses: np.ndarray) -> tuple:
-        """Step, losses and state to start from."""
+    Raises:
+        TypeError: `path` is no path.
+        ValueError: No file can be written there.
+        ArchiveError: The file that is there is damaged, or not a run's state.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None) -> None:
+        self._path = None if path is None else _checked_path(path)
+        self._header: dict[str, Any] = {}
+        self._arrays: dict[str, np.ndarray] = {}
         if self._path is None or not self._path.exists():
-            return 0, losses, state
-        header, arrays = read_archive(self._path)
-        if header.get("kind") != "training state":
+            return
+        self._header, self._arrays = read_archive(self._path)
+        if self._header.get("kind") != _KIND:
             raise ArchiveError(
                 f"{self._path}: expected the training state of `fit`, got a file of "
-                f"kind {header.get('kind')!r}; name another file as checkpoint."
+                f"kind {self._header.get('kind')!r}; name another file as checkpoint."
             )
-        for name, value in self._identity.items():
-            if header["identity"].get(name) != value:
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether there is a file to write to."""
+        return self._path is not None
+
+    @property
+    def step(self) -> int:
+        """Steps that the file's run has behind it; 0 without a file."""
+        return int(self._header.get("step", 0))
+
+    def check(self, identity: Mapping[str, str]) -> None:
+        """Refuse to go on with another run.
+
+        Args:
+            identity: Facts of this run by name, the most telling first.
+
+        Raises:
+            ValueError: The file's run differs in one of them, which is named.
+        """
+        if not self._header:
+            return
+        stored = self._header["identity"]
+        for name in (*identity, *stored):
+            theirs, ours = stored.get(name, "absent"), identity.get(name, "absent")
+            if theirs != ours:
                 raise ValueError(
                     f"fit: the checkpoint {self._path} belongs to another run: its "
-                    f"{name} is {header['identity'].get(name)!r}, this run's is "
-                    f"{value!r}. Delete it or name another file."
+                    f"{name} is {theirs}, this run's is {ours}. Delete it or name "
+                    "another file."
                 )
-        leaves, treedef = jax.tree_util.tree_flatten_with_path(state)
-        restored = []
-        for path, leaf in leaves:
-            name = jax.tree_util.keystr(path)
-            stored = arrays.get(name)
-            if stored is None or stored.shape != np.shape(leaf):
-                raise ValueError(
-                    f"fit: the checkpoint {self._path} belongs to another network or "
-                    f"optimizer: {name} must have shape {np.shape(leaf)}, got "
-                    f"{None if stored is None else stored.shape}."
-                )
-            restored.append(jnp.asarray(stored))
-        done = int(header["step"])
-        losses[:done] = arrays["losses"][:done]
-        return done, losses, jax.tree.unflatten(treedef, restored)
 
-    def save(self, step: int, losses: np.ndarray, state: PyTree) -> None:
+    def resume(self, state: Any, losses: np.ndarray) -> tuple[Any, np.ndarray]:
+        """The file's state and losses in place of those of the start."""
+        if not self._header:
+            return state, losses
+        restore = lambda path, _: jnp.asarray(self._arrays[jax.tree_util.keystr(path)])
+        losses[: self.step] = self._arrays["losses"]
+        return jax.tree_util.tree_map_with_path(restore, state), losses
+
+    def save(
+        self, step: int, losses: np.ndarray, state: Any, identity: Mapping[str, str]
+    ) -> None:
         """Write the state after `step` steps, replacing the file in one move."""
         if self._path is None:
             return
         leaves = jax.tree_util.tree_flatten_with_path(state)[0]
         arrays = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
         arrays["losses"] = losses[:step]
-        header = {"kind": "training state", "step": step, "identity": self._identity}
+        header = {"kind": _KIND, "step": step, "identity": dict(identity)}
         write_archive(self._path, header, arrays)
+
+
+def _checked_path(path: Any) -> Path:
+    """The path, if a file can be written there: asked before the first step."""
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"fit: checkpoint must be the path of a file, got {path!r}.")
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"fit: checkpoint must be a file, got the folder {path}.")
+    if not path.parent.is_dir():
+        raise ValueError(
+            f"fit: checkpoint must lie in a folder that exists, got {path}; make "
+            f"{path.parent} first."
+        )
+    try:
+        # The file is replaced, not written over: what counts is the folder.
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"fit: checkpoint must lie in a folder that can be written to, got {path}: "
+            f"{error}."
+        ) from error
+    return path
