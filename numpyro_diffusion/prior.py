@@ -168,6 +168,11 @@ class DiffusionPrior(dist.Distribution):
         scaling = self.scaling
         return x if scaling is None else scaling.restore(x)
 
+    def width(self, width: Float[Array, ""]) -> Float[Array, "..."]:
+        """A width in the network's units, in those of the site."""
+        scaling = self.scaling
+        return width if scaling is None else width * jnp.asarray(scaling.scale)
+
     def sample(
         self, key: Array | None, sample_shape: tuple[int, ...] = ()
     ) -> Num[Array, "..."]:

@@ -58,7 +58,7 @@ from numpyro_diffusion.reverse import (
     VelocityPrediction,
 )
 from numpyro_diffusion.reverse.analytic import BinaryPatternsReverse, MixtureReverse
-from numpyro_diffusion.samplers.flow import ProbabilityFlow
+from numpyro_diffusion.samplers import Ancestral, ProbabilityFlow
 from numpyro_diffusion.schedules import (
     Cosine,
     Geometric,
@@ -482,6 +482,7 @@ def _describe(leaf: Any) -> str:
 
 # The classes of this library that `save` and `load` know.
 _OWN_CLASSES: tuple[type, ...] = (
+    Ancestral,
     BernoulliForward,
     BinaryPatternsReverse,
     BitReadout,

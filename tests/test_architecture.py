@@ -26,6 +26,10 @@ def room(module):
     return module.split(".")[0]
 
 
+def is_module(name):
+    return name in FILES or f"{name}.__init__" in FILES
+
+
 def imports(source):
     """Modules of the package that a source text imports, and relative imports."""
     found, relative = set(), []
@@ -36,9 +40,14 @@ def imports(source):
             if node.level:
                 relative.append(ast.unparse(node))
                 continue
-            names = [node.module]
-            if node.module == "numpyro_diffusion":
-                names = [f"numpyro_diffusion.{alias.name}" for alias in node.names]
+            # `from a.room import module` imports the module, not the room.
+            full = [f"{node.module}.{alias.name}" for alias in node.names]
+            within = [n.removeprefix("numpyro_diffusion.") for n in full]
+            names = [
+                name if is_module(inner) or node.module == "numpyro_diffusion" else None
+                for name, inner in zip(full, within, strict=True)
+            ]
+            names = [name or node.module for name in names]
         else:
             continue
         found |= {

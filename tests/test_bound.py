@@ -269,7 +269,7 @@ def gaussian_terms(reverse, x0, num_steps):
         step = forward.transition(x_s, s=s, t=t)
         x_t = step.mean + jnp.sqrt(step.variance) * e_t
         edge, step_back = forward.transition, reverse.transition
-        law = edge(x_t, s, t) if k == 1 else step_back(x_t, t, s)
+        law = edge(x_t, s=s, t=t) if k == 1 else step_back(x_t, t=t, s=s)
         return law.log_prob(x_s) - step.log_prob(x_t)
 
     eq38 = 0.0

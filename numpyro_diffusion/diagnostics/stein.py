@@ -99,9 +99,11 @@ def posterior_score(
     likelihood = Likelihood(model, name, args, kwargs, others)
     x = jnp.asarray(draw[name])
     prior = likelihood.prior
-    events = x.reshape(-1, *prior.event_shape)
+    events = prior.standardised(x).reshape(-1, *prior.event_shape)
     of_prior = jax.vmap(lambda e: diffusion_score(prior.reverse, e, angle))(events)
-    return of_prior.reshape(x.shape) + jax.grad(likelihood)(x)
+    # Per unit of the site, not of the network.
+    of_prior = of_prior.reshape(x.shape) / prior.width(jnp.ones((), x.dtype))
+    return of_prior + jax.grad(likelihood)(x)
 
 
 def kernel_stein_discrepancy(

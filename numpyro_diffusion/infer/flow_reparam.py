@@ -33,7 +33,7 @@ from numpyro.distributions import biject_to
 from numpyro.distributions.distribution import MaskedDistribution
 from numpyro.infer.reparam import Reparam
 
-from numpyro_diffusion.model.likelihood import unwrapped
+from numpyro_diffusion.model.messengers import unwrapped
 from numpyro_diffusion.model.sites import traced
 from numpyro_diffusion.prior import DiffusionPrior
 from numpyro_diffusion.samplers.flow import ProbabilityFlow
@@ -251,14 +251,15 @@ def _decode(
     prior: DiffusionPrior, flow: ProbabilityFlow, z: Float[Array, "..."]
 ) -> Float[Array, "..."]:
     reverse = prior.reverse
-    return _mapped(lambda z: flow.decode(reverse, z), z, prior.event_shape)
+    x = _mapped(lambda z: flow.decode(reverse, z), z, prior.event_shape)
+    return prior.restored(x)
 
 
 @eqx.filter_jit
 def _encode(
     prior: DiffusionPrior, flow: ProbabilityFlow, x: Float[Array, "..."]
 ) -> Float[Array, "..."]:
-    reverse = prior.reverse
+    reverse, x = prior.reverse, prior.standardised(x)
     return _mapped(lambda x: flow.encode(reverse, x), x, prior.event_shape)
 
 

@@ -15,19 +15,30 @@ from numpyro_diffusion.guidance import (
     ModelLikelihood,
     default_guidance,
 )
-from numpyro_diffusion.infer._block import Block
+from numpyro_diffusion.infer._problem import (
+    Problem,
+    chosen_sites,
+    followers_of,
+    free_latents,
+)
 from numpyro_diffusion.infer.conditional import conditional_smc
 from numpyro_diffusion.infer.path_refresh import refresh_path
-from numpyro_diffusion.model.sites import deterministics_too
+from numpyro_diffusion.model.sites import (
+    check_all_given,
+    check_marked_prior,
+    deterministics_too,
+)
 
 __all__ = ["ParticleGibbs", "ParticleGibbsState"]
+
+CALLER = "ParticleGibbs"
 
 
 class ParticleGibbsState(NamedTuple):
     """State of `ParticleGibbs`.
 
     Attributes:
-        z: The site's value, by name.
+        z: The site's value, by name, and what follows from it.
         path: The whole trajectory x_0, ..., x_T behind it, as stacks.
         moved: Whether the last sweep changed x_0, per problem.
         refreshed: Share of copies whose x_1, ..., x_T were renewed behind x_0, per
@@ -55,19 +66,20 @@ class ParticleGibbs(MCMCKernel):
     Leaves the posterior of the site given all other latents invariant, for any number
     of particles, if the prior is taken to be the reverse chain of `prior.num_steps`
     steps. Meant as a block of `numpyro.infer.Gibbs`, beside `NUTS` for the other
-    latents; alone it serves models whose only latent is the site.
+    latents; alone it serves models whose other latents, if any, follow from the site and
+    are not observed themselves (what `obs_mask` hides, say): they are drawn with it.
 
     Several sites can have a block each, or move jointly in one, as one problem: where the
     data tie them together, as the sources of a sum are, separate blocks take short steps.
     Their priors may have any schedules, but the same number of steps.
 
-    Where the site stands in plates, their elements are sampled side by side, each with
-    particles of its own.
+    Where the site stands in plates whose elements the model does not couple, they are
+    sampled side by side, each with particles of its own.
 
     Args:
         model: The NumPyro model, the same object as for the other blocks.
-        site: Name of the diffusion site, needed only if the model has several; or the names
-            of several, which then move jointly.
+        site: Name of the diffusion site, or the names of several, which then move jointly;
+            by default all that have no other block.
         num_particles: Particles per problem, at least 2. More move more often:
             `particles_needed` says from a short run how many it takes.
         guidance: Proposal and twist; by default `guidance.default_guidance`.
@@ -79,7 +91,7 @@ class ParticleGibbs(MCMCKernel):
             model has no latent diffusion site, or `site` is not one, or the site's prior
             is scaled or masked, or depends on another latent while `diffusion_sites`
             hides its density from that latent's block; or several sites cannot move
-            jointly.
+            jointly; or another latent has no block.
         TypeError: At `init`, one of several sites is over bits.
 
     **Error:** none in the limit of many sweeps. How well it mixes shows in the extra
@@ -152,20 +164,26 @@ class ParticleGibbs(MCMCKernel):
     ) -> ParticleGibbsState:
         """Start from given values of the site, or from a draw of its prior."""
         value_key, path_key, rng_key = jax.random.split(rng_key, 3)
-        block = Block(self._model, self._site, model_args, model_kwargs)
-        block.check_priors()
-        values = block.start(value_key, init_params)
-        stack = block.stacked(values)
+        problem, names = self._problem(model_args, model_kwargs)
+        for name in names:
+            check_marked_prior(
+                self._model, name, model_args, dict(model_kwargs or {}), CALLER
+            )
+        problem.check_joint_priors(CALLER)
+        values = problem.start(value_key, init_params or {})
+        stack = problem.stacked(values)
         keys = jax.random.split(path_key, stack.shape[:2])
         noising = lambda key, x0: noising_path(
-            block.reverse.forward, key, x0, block.grid
+            problem.reverse.forward, key, x0, problem.grid
         )
         # The trajectory's axis first, then the stack's.
         path = jax.vmap(jax.vmap(noising, 0, 1), 0, 1)(keys, stack)
         self._sample_fn = self.sample
-        nothing_yet = jnp.zeros(block.num_problems, jnp.result_type(float))
+        nothing_yet = jnp.zeros(problem.shape[0], jnp.result_type(float))
+        follow_key = jax.random.fold_in(path_key, 1)
+        z = {**values, **problem.draw_followers(follow_key, values)}
         return ParticleGibbsState(
-            values, path, nothing_yet > 0.0, nothing_yet, nothing_yet, rng_key
+            z, path, nothing_yet > 0.0, nothing_yet, nothing_yet, rng_key
         )
 
     def sample(
@@ -176,23 +194,44 @@ class ParticleGibbs(MCMCKernel):
     ) -> ParticleGibbsState:
         """One sweep, given the other latents in `model_kwargs`."""
         refresh_key, key, rng_key = jax.random.split(state.rng_key, 3)
-        block = Block(self._model, self._site, model_args, model_kwargs)
+        problem, _ = self._problem(model_args, model_kwargs)
+        if problem.shape != state.path.shape[1:]:
+            raise ValueError(
+                f"{CALLER}: the model must couple the elements of its plates as it did "
+                f"at the start, where a stack had shape {state.path.shape[1:]}, got "
+                f"{problem.shape}; pass indices as arrays, not as Python integers."
+            )
         path, refreshed = refresh_path(
-            refresh_key, block.reverse, state.path, block.grid, self._num_particles
+            refresh_key, problem.reverse, state.path, problem.grid, self._num_particles
         )
         draw = conditional_smc(
             key,
-            block.reverse,
-            self._guidance or default_guidance(block.reverse),
-            ModelLikelihood(block.per_problem, block.expected),
+            problem.reverse,
+            self._guidance or default_guidance(problem.reverse),
+            ModelLikelihood(problem.log_likelihood, problem.expected),
             path,
-            block.grid,
+            problem.grid,
             self._num_particles,
             self._resample_below,
         )
-        z = block.values(draw.path[0])
+        values = problem.values(draw.path[0])
+        follow_key = jax.random.fold_in(rng_key, 1)
+        z = {**values, **problem.draw_followers(follow_key, values)}
         share = jnp.mean(refreshed, axis=1, dtype=draw.ess.dtype)
         return ParticleGibbsState(z, draw.path, draw.moved, share, draw.ess, rng_key)
+
+    def _problem(
+        self, args: tuple, kwargs: dict[str, Any] | None
+    ) -> tuple[Problem, list[str]]:
+        """The problem, in a model where all other latents have values; and its sites."""
+        model, kwargs = self._model, dict(kwargs or {})
+        names = chosen_sites(model, args, kwargs, self._site, CALLER)
+        free = free_latents(model, args, kwargs)
+        followers = frozenset()
+        if set(free) > set(names):
+            followers = followers_of(model, names, args, kwargs, CALLER)
+            check_all_given(free, {*names, *followers}, CALLER)
+        return Problem(model, names, args, kwargs, followers=followers), names
 
     def refresh(
         self,

@@ -1,6 +1,6 @@
 """Posterior draws and the evidence of a model with a diffusion site, by one SMC run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from tqdm.auto import tqdm
 
 from numpyro_diffusion.guidance import AbstractGuidance, default_guidance
-from numpyro_diffusion.infer._setting import Setting
+from numpyro_diffusion.infer._problem import Problem, whole_problem
 from numpyro_diffusion.infer.resampling import systematic_ancestors
 from numpyro_diffusion.infer.smc import (
     Particles,
@@ -21,8 +21,11 @@ from numpyro_diffusion.infer.smc import (
     advance,
     weigh,
 )
+from numpyro_diffusion.model.sites import named_dims, observed_values, traced
 
 __all__ = ["TwistedSMC", "TwistedSMCPosterior"]
+
+CALLER = "TwistedSMC"
 
 
 class TwistedSMC:
@@ -47,7 +50,7 @@ class TwistedSMC:
 
     Args:
         model: A NumPyro model.
-        site: Name of the diffusion site, if it is to be checked that there is only one.
+        site: Names of the diffusion sites, if it is to be checked that there are no others.
         num_particles: Particles per problem, at least 2.
         guidance: Proposal and twist; by default `guidance.default_guidance`. With
             `guidance.Unguided()` the likelihood need not be differentiable.
@@ -79,7 +82,7 @@ class TwistedSMC:
     def __init__(
         self,
         model: Callable,
-        site: str | None = None,
+        site: str | Sequence[str] | None = None,
         *,
         num_particles: int = 1024,
         guidance: AbstractGuidance | None = None,
@@ -119,8 +122,9 @@ class TwistedSMC:
         """
         start_key, steps_key, draw_key = jax.random.split(rng_key, 3)
         run = _with_bar if self.progress_bar else _whole
-        result, shape = run(self, args, kwargs, start_key, steps_key)
-        return TwistedSMCPosterior(self, result, shape, draw_key, args, kwargs)
+        args, kwargs = jax.tree.map(_plain, (args, kwargs))
+        result, shape, rest = run(self, args, kwargs, start_key, steps_key)
+        return TwistedSMCPosterior(self, result, shape, rest, draw_key, args, kwargs)
 
 
 class TwistedSMCPosterior:
@@ -131,6 +135,10 @@ class TwistedSMCPosterior:
             one per element of the plates around the site if these are problems of their
             own.
         log_evidence_error: Its standard error, estimated from the same run, likewise.
+        log_evidence_rest: Log density of observations and factors that belong to no
+            element of the plates, if these are problems of their own; else zero.
+        log_evidence_total: The sum of all, a number: the log evidence of the whole model.
+            Its standard error is the root of the sum of the squared errors.
         log_weights: Of the final particles, shape (num_particles, num_problems).
         ess: Effective number of particles before each step, noise first, and at the end,
             shape (num_steps + 1, num_problems).
@@ -144,6 +152,7 @@ class TwistedSMCPosterior:
         smc: TwistedSMC,
         result: SMCResult,
         shape: tuple[int, ...],
+        rest: Float[Array, ""],
         key: Array,
         args: tuple,
         kwargs: dict,
@@ -156,6 +165,8 @@ class TwistedSMCPosterior:
         self.log_evidence_path = result.log_evidence_path
         self.log_evidence = result.log_evidence.reshape(shape)
         self.log_evidence_error = result.log_evidence_error.reshape(shape)
+        self.log_evidence_rest = rest
+        self.log_evidence_total = jnp.sum(self.log_evidence) + rest
 
     def get_samples(self) -> dict[str, Array]:
         """Equally weighted draws, as many as particles, leaves of shape (num, ...).
@@ -174,10 +185,11 @@ class TwistedSMCPosterior:
         """
         import arviz as az
 
-        setting = Setting(self._smc.model, self._smc.site, self._args, self._kwargs)
+        sites = traced(self._smc.model, self._args, self._kwargs, {})
+        observed = {n: np.asarray(v) for n, v in observed_values(sites).items()}
         draws = {name: np.asarray(v)[None] for name, v in self.get_samples().items()}
-        groups = {"posterior": draws, "observed_data": setting.observed}
-        dims = setting.dims
+        groups = {"posterior": draws, "observed_data": observed}
+        dims = named_dims(sites)
         from_dict: Any = az.from_dict
         if az.__version__.startswith("0."):
             data = from_dict(**groups, dims=dims)
@@ -187,59 +199,60 @@ class TwistedSMCPosterior:
             inference_library="numpyro_diffusion",
             log_evidence=np.asarray(self.log_evidence).tolist(),
             log_evidence_error=np.asarray(self.log_evidence_error).tolist(),
+            log_evidence_total=float(self.log_evidence_total),
             num_particles=self._smc.num_particles,
         )
         return data
 
 
 def _start(
-    smc: TwistedSMC, setting: Setting, key: Array
+    smc: TwistedSMC, problem: Problem, key: Array
 ) -> tuple[Particles, Float[Array, " num_times"]]:
     others_key, start_key = jax.random.split(key)
     keys = jax.random.split(others_key, smc.num_particles)
-    others = jax.vmap(setting.draw_others)(keys)
-    start = _sweep(smc, setting).start(start_key, setting.shape, others)
-    return start, setting.grid
+    others = jax.vmap(problem.draw_others)(keys)
+    start = _sweep(smc, problem).start(start_key, problem.shape, others)
+    return start, problem.grid
 
 
 def _steps(
     smc: TwistedSMC,
-    setting: Setting,
+    problem: Problem,
     particles: Particles,
     times: tuple[Array, Array, Array],
 ) -> tuple[Particles, Trace]:
-    return advance(_sweep(smc, setting), particles, *times)
+    return advance(_sweep(smc, problem), particles, *times)
 
 
 def _finish(
-    smc: TwistedSMC, setting: Setting, particles: Particles, trace: Trace
-) -> tuple[SMCResult, tuple[int, ...]]:
-    """The result, and the shape that the model gives the evidence."""
-    result = weigh(_sweep(smc, setting).finish(particles), trace)
-    return result, setting.evidence_shape
+    smc: TwistedSMC, problem: Problem, particles: Particles, trace: Trace
+) -> tuple[SMCResult, tuple[int, ...], Array]:
+    """The result, the shape that the model gives the evidence, and what is not in it."""
+    result = weigh(_sweep(smc, problem).finish(particles), trace)
+    return result, problem.evidence_shape, problem.rest()
 
 
 def _run(
-    smc: TwistedSMC, setting: Setting, start_key: Array, steps_key: Array
-) -> tuple[SMCResult, tuple[int, ...]]:
-    particles, grid = _start(smc, setting, start_key)
+    smc: TwistedSMC, problem: Problem, start_key: Array, steps_key: Array
+) -> tuple[SMCResult, tuple[int, ...], Array]:
+    particles, grid = _start(smc, problem, start_key)
     times = grid[1:], grid[:-1], jax.random.split(steps_key, len(grid) - 1)
-    particles, trace = _steps(smc, setting, particles, times)
-    return _finish(smc, setting, particles, trace)
+    particles, trace = _steps(smc, problem, particles, times)
+    return _finish(smc, problem, particles, trace)
 
 
 def _drawn(
-    smc: TwistedSMC, setting: Setting, key: Array, particles: Particles
+    smc: TwistedSMC, problem: Problem, key: Array, particles: Particles
 ) -> dict[str, Array]:
     choice_key, replay_key = jax.random.split(key)
     num, num_problems = particles.log_weights.shape
     keys = jax.random.split(choice_key, num_problems)
     chosen = jax.vmap(systematic_ancestors, (0, 1), 1)(keys, particles.log_weights)
-    stacks = _sweep(smc, setting).stacks(particles)
+    stacks = _sweep(smc, problem).stacks(particles)
     stacks = stacks[chosen, jnp.arange(num_problems)[None, :]]
     others = jax.tree.map(lambda leaf: leaf[chosen[:, 0]], particles.others)
     keys = jax.random.split(replay_key, num)
-    return jax.vmap(setting.replayed)(keys, stacks, others)
+    return jax.vmap(problem.replayed)(keys, stacks, others)
 
 
 def _program(part: Callable) -> Callable:
@@ -249,7 +262,9 @@ def _program(part: Callable) -> Callable:
     def program(
         smc: TwistedSMC, args: tuple, kwargs: dict[str, Any], *inputs: Any
     ) -> Any:
-        return part(smc, Setting(smc.model, smc.site, args, kwargs), *inputs)
+        return part(
+            smc, whole_problem(smc.model, smc.site, args, kwargs, CALLER), *inputs
+        )
 
     return program
 
@@ -262,7 +277,7 @@ _finish_alone = _program(_finish)
 
 def _with_bar(
     smc: TwistedSMC, args: tuple, kwargs: dict, start_key: Array, steps_key: Array
-) -> tuple[SMCResult, tuple[int, ...]]:
+) -> tuple[SMCResult, tuple[int, ...], Array]:
     """The same as `_whole`, a part of the chain at a time."""
     particles, grid = _start_alone(smc, args, kwargs, start_key)
     num_steps = len(grid) - 1
@@ -279,17 +294,22 @@ def _with_bar(
     return _finish_alone(smc, args, kwargs, particles, trace)
 
 
-def _sweep(smc: TwistedSMC, setting: Setting) -> ParticleSweep:
+def _sweep(smc: TwistedSMC, problem: Problem) -> ParticleSweep:
     guidance = smc.guidance
     return ParticleSweep(
-        setting.reverse,
-        default_guidance(setting.reverse) if guidance is None else guidance,
-        setting.log_likelihood,
+        problem.reverse,
+        default_guidance(problem.reverse) if guidance is None else guidance,
+        problem.log_likelihood,
         smc.num_particles,
         smc.resample_below,
         smc.batch_size,
-        setting.expected,
+        problem.expected,
     )
+
+
+def _plain(leaf: Any) -> Any:
+    """NumPy's integers as Python's, which may be sizes of plates inside of a program."""
+    return leaf.item() if isinstance(leaf, np.integer) else leaf
 
 
 def _chunk(num_steps: int) -> int:

@@ -79,7 +79,7 @@ class VelocityPrediction(AbstractPrediction):
         self,
         forward: AbstractForward,
         output: Float[Array, "*event"],
-        x_t: Float[Array, "*event"],
+        x_t: Num[Array, "*event"],
         t: ArrayLike,
     ) -> Float[Array, "*event"]:
         cos, sin = _cos_sin(forward, t)
@@ -90,7 +90,7 @@ class VelocityPrediction(AbstractPrediction):
         forward: AbstractForward,
         output: Float[Array, "*event"],
         x0: Num[Array, "*event"],
-        x_t: Float[Array, "*event"],
+        x_t: Num[Array, "*event"],
         t: ArrayLike,
     ) -> Float[Array, ""]:
         cos, sin = _cos_sin(forward, t)
@@ -107,18 +107,18 @@ class DataPrediction(AbstractPrediction):
     def denoise(
         self,
         forward: AbstractForward,
-        output: Float[Array, "*event"],
-        x_t: Float[Array, "*event"],
+        output: Float[Array, "..."],
+        x_t: Num[Array, "*event"],
         t: ArrayLike,
-    ) -> Float[Array, "*event"]:
+    ) -> Float[Array, "..."]:
         return output
 
     def loss(
         self,
         forward: AbstractForward,
-        output: Float[Array, "*event"],
+        output: Float[Array, "..."],
         x0: Num[Array, "*event"],
-        x_t: Float[Array, "*event"],
+        x_t: Num[Array, "*event"],
         t: ArrayLike,
     ) -> Float[Array, ""]:
         return jnp.mean((output - forward.embed(x0)) ** 2)
@@ -138,7 +138,7 @@ class LogitPrediction(AbstractPrediction):
         self,
         forward: AbstractForward,
         output: Float[Array, "*event"],
-        x_t: Float[Array, "*event"],
+        x_t: Num[Array, "*event"],
         t: ArrayLike,
     ) -> Float[Array, "*event"]:
         return jax.nn.sigmoid(self._logits(forward, output, x_t, t))
@@ -148,7 +148,7 @@ class LogitPrediction(AbstractPrediction):
         forward: AbstractForward,
         output: Float[Array, "*event"],
         x0: Num[Array, "*event"],
-        x_t: Float[Array, "*event"],
+        x_t: Num[Array, "*event"],
         t: ArrayLike,
     ) -> Float[Array, ""]:
         logits = self._logits(forward, output, x_t, t)

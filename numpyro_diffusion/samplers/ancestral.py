@@ -3,6 +3,8 @@
 The loop is one compiled `lax.scan`, whatever the number of steps.
 """
 
+from collections.abc import Sequence
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -22,52 +24,41 @@ class Ancestral(AbstractSampler):
 
     Args:
         num_steps: Steps of the uniform grid, times k / num_steps.
-        times: Another grid: increasing times from 0 to 1, in place of `num_steps`.
+        times: Another grid, in place of `num_steps`: increasing times from 0 to 1.
 
     Raises:
-        ValueError: `num_steps` is not a positive integer, `times` do not increase from 0
-            to 1, or both are given, or neither.
+        ValueError: `num_steps` is not a positive integer, or `times` do not increase from
+            0 to 1, or do not fit `num_steps` where both are given.
 
     Error: as `ancestral_sample`.
 
     Source: Sohl-Dickstein et al. 2015, eq. 4-5.
     """
 
-    times: tuple[float, ...] | int = eqx.field(static=True)
+    num_steps: int = eqx.field(static=True)
+    times: tuple[float, ...] | None = eqx.field(static=True)
 
     def __init__(
-        self,
-        num_steps: int | None = None,
-        *,
-        times: tuple[float, ...] | list[float] | np.ndarray | None = None,
+        self, num_steps: int | None = None, times: Sequence[float] | None = None
     ) -> None:
-        if (num_steps is None) == (times is None):
+        if times is not None:
+            times = _checked_times(times)
+            num_steps = len(times) - 1 if num_steps is None else num_steps
+        self.num_steps = checked_integer("Ancestral", "num_steps", num_steps)
+        self.times = times
+        if times is not None and len(times) != self.num_steps + 1:
             raise ValueError(
-                "Ancestral: either num_steps or times must be given, got "
-                f"num_steps={num_steps} and times={times}."
+                f"Ancestral: num_steps must be left out where times are given, or be "
+                f"{len(times) - 1}, got {num_steps}."
             )
-        if times is None:
-            self.times = checked_integer("Ancestral", "num_steps", num_steps, minimum=1)
-            return
-        grid = np.asarray(times, float)
-        is_grid = (
-            grid.ndim == 1 and len(grid) > 1 and grid[0] == 0.0 and grid[-1] == 1.0
-        )
-        if not (is_grid and np.all(np.diff(grid) > 0.0)):
-            raise ValueError(
-                f"Ancestral: times must increase from 0 to 1, got {times!r}."
-            )
-        self.times = tuple(grid.tolist())
 
     @property
     def grid(self) -> Float[Array, " num_times"]:
-        if isinstance(self.times, int):
-            return uniform_grid(self.times)
-        return jnp.array(self.times)
-
-    @property
-    def num_steps(self) -> int:
-        return self.times if isinstance(self.times, int) else len(self.times) - 1
+        return (
+            uniform_grid(self.num_steps)
+            if self.times is None
+            else jnp.array(self.times)
+        )
 
     @property
     def is_chain(self) -> bool:
@@ -80,7 +71,7 @@ class Ancestral(AbstractSampler):
 
     def check(self, caller: str, reverse: AbstractReverse) -> None:
         reverse.check_grid(caller, self.num_steps)
-        if reverse.chain_length is not None and not isinstance(self.times, int):
+        if reverse.chain_length is not None and self.times is not None:
             raise ValueError(
                 f"{caller}: a {type(reverse).__name__} runs on its own uniform grid; name "
                 "num_steps, not times."
@@ -119,3 +110,16 @@ def ancestral_sample(
 
     x, _ = jax.lax.scan(step, x, (grid[1:], grid[:-1], keys), reverse=True)
     return x
+
+
+def _checked_times(times: Sequence[float]) -> tuple[float, ...]:
+    try:
+        grid = np.asarray(times, float)
+    except (TypeError, ValueError):
+        grid = np.zeros(0)
+    is_long = grid.ndim == 1 and len(grid) > 1
+    if not (
+        is_long and grid[0] == 0.0 and grid[-1] == 1.0 and np.all(np.diff(grid) > 0)
+    ):
+        raise ValueError(f"Ancestral: times must increase from 0 to 1, got {times!r}.")
+    return tuple(grid.tolist())

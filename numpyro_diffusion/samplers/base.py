@@ -16,17 +16,17 @@ class AbstractSampler(eqx.Module):
     A *chain* draws each x_s from the reverse process's law given x_t on its grid; that
     chain is what particle kernels then take for the prior. Other samplers, as those that
     solve a differential equation, have no law for each step, and serve for drawing only.
+
+    Attributes:
+        num_steps: Number of steps, static.
     """
+
+    num_steps: eqx.AbstractVar[int]
 
     @property
     @abc.abstractmethod
     def grid(self) -> Float[Array, " num_times"]:
         """Increasing times from 0 to 1, `num_steps + 1` of them."""
-
-    @property
-    @abc.abstractmethod
-    def num_steps(self) -> int:
-        """Number of steps."""
 
     @property
     @abc.abstractmethod

@@ -16,7 +16,8 @@ from jax.tree_util import Partial
 from numpyro_diffusion import DataPrediction, DenoisingReverse, GaussianForward
 from numpyro_diffusion import guidance as g
 from numpyro_diffusion.forward import BernoulliForward
-from numpyro_diffusion.guidance.base import over_stack, tilted_bits
+from numpyro_diffusion.guidance.base import over_stack
+from numpyro_diffusion.guidance.values import tilted_values
 from numpyro_diffusion.reverse import DenoisingError
 from numpyro_diffusion.reverse.analytic import (
     BinaryPatternsReverse,
@@ -25,6 +26,7 @@ from numpyro_diffusion.reverse.analytic import (
 )
 from numpyro_diffusion.schedules import AbstractSchedule, cosine, signal_linear
 
+FAIR = BernoulliForward(cosine())
 TWEEDIE = g.MomentMatching(g.Tweedie(), tolerance=1e-12)
 EXPECTED = g.ExpectedGuide(g.MomentMatching(g.Tweedie()))
 COVARIANCE = jnp.array([[1.0, 0.6, 0.2], [0.6, 2.0, -0.3], [0.2, -0.3, 0.5]])
@@ -93,7 +95,9 @@ def tilted_step(guidance, reverse, log_likelihood, x_t):
 def test_tilted_bit_of_checklist_15():
     r"""P(1) = c d / (c d + (1 - c)(1 - d)); the paper's table prints x d for c d."""
     log_likelihood = lambda x: jnp.where(x == 1, jnp.log(0.9), jnp.log(0.1))[:, 0, 0]
-    probability, log_mean = tilted_bits(jnp.full((1, 1, 1), 0.3), log_likelihood)
+    probability, log_mean = tilted_values(
+        FAIR, jnp.full((1, 1, 1), 0.3), log_likelihood
+    )
     np.testing.assert_allclose(probability.ravel(), 0.27 / 0.34, rtol=1e-12)
     np.testing.assert_allclose(probability.ravel(), 0.794118, atol=5e-7)
     np.testing.assert_allclose(log_mean, jnp.log(0.34), rtol=1e-12)
@@ -495,8 +499,8 @@ def test_tilted_bits_enumerate_a_factorised_likelihood(getkey):
     def log_likelihood(x):
         return jax.vmap(lambda x, a: a[entries, x[0]].sum())(x.astype(int), tables)
 
-    tilted, log_mean = jax.jit(tilted_bits, static_argnums=1)(
-        probability, log_likelihood
+    tilted, log_mean = jax.jit(lambda p: tilted_values(FAIR, p, log_likelihood))(
+        probability
     )
     for i in range(2):
         total, ones = 0.0, np.zeros(3)

@@ -206,6 +206,14 @@ def test_refuses_another_process():
     class Other(AbstractForward):
         schedule: AbstractSchedule
 
+        @property
+        def support(self):
+            raise NotImplementedError
+
+        @property
+        def values(self):
+            return np.arange(3)
+
         def transition(self, x_s, *, s, t):
             raise NotImplementedError
 
