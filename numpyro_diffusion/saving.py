@@ -331,6 +331,12 @@ def _library_version() -> str:
 def _read(path: str | os.PathLike[str]) -> Archive:
     archive = read_archive(path)
     kind = archive.header.get("kind")
+    if kind == "training state":
+        raise ArchiveError(
+            f"{path} must hold an object saved by numpyro_diffusion.save, got the state "
+            "of a training run: call fit again with checkpoint= this file to go on, and "
+            "save what it returns."
+        )
     if kind != _KIND:
         raise ArchiveError(
             f"{path} must hold an object saved by numpyro_diffusion.save (an archive "
