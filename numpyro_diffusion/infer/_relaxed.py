@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
-from jaxtyping import Array, Float
+from jaxtyping import Array
 from numpyro.handlers import reparam
 from numpyro.infer.reparam import Reparam
 
