@@ -1,13 +1,18 @@
 """Diffusion models as learned priors for probabilistic programming with NumPyro."""
 
+import diffrax
+
 from numpyro_diffusion import (
     datasets,
     diagnostics,
+    forward,
     guidance,
     handlers,
     infer,
     networks,
     paper2015,
+    prior,
+    reverse,
     samplers,
     saving,
     schedules,
@@ -23,6 +28,7 @@ from numpyro_diffusion.guidance import AbstractGuidance
 from numpyro_diffusion.model import Likelihood
 from numpyro_diffusion.pretrained import load_pretrained
 from numpyro_diffusion.prior import DiffusionPrior
+from numpyro_diffusion.registry import register_exports
 from numpyro_diffusion.reverse import (
     AbstractPrediction,
     AbstractReverse,
@@ -99,3 +105,10 @@ __all__ = [
     "schedules",
     "variational_bound",
 ]
+
+# What priors are made of can be saved and loaded, whichever room exports it, and so can
+# the solvers that their flows hold.
+register_exports(
+    [datasets, forward, networks, paper2015, prior, reverse, samplers, schedules]
+)
+register_exports([diffrax], kind=diffrax.AbstractERK)

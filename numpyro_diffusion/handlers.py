@@ -15,8 +15,8 @@ from numpyro_diffusion.guidance import (
     default_guidance,
     guided_sample,
 )
-from numpyro_diffusion.infer._problem import Problem, chosen_sites, followers_of
 from numpyro_diffusion.model.messengers import OmitPrior, zeros_like_site
+from numpyro_diffusion.model.problem import Problem, chosen_sites, followers_of
 from numpyro_diffusion.model.sites import is_diffusion_site
 
 __all__ = ["diffusion_sites", "guide"]

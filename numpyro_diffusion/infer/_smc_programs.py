@@ -9,11 +9,11 @@ from jaxtyping import Array, Float
 from tqdm.auto import tqdm
 
 from numpyro_diffusion.guidance import AbstractGuidance, default_guidance
-from numpyro_diffusion.infer._problem import Problem, whole_problem
 from numpyro_diffusion.infer._programs import programs_of
 from numpyro_diffusion.infer.resampling import systematic_ancestors
 from numpyro_diffusion.infer.smc import Particles, ParticleSweep
 from numpyro_diffusion.infer.sweeps import SMCResult, Trace, advance, weigh
+from numpyro_diffusion.model.problem import Problem, whole_problem
 
 __all__ = ["EvidenceResult", "Settings", "run_draws", "run_whole", "run_with_bar"]
 

@@ -22,14 +22,14 @@ from numpyro_diffusion.guidance import (
     default_guidance,
 )
 from numpyro_diffusion.infer._found import check_start
-from numpyro_diffusion.infer._problem import (
+from numpyro_diffusion.infer.conditional import conditional_smc
+from numpyro_diffusion.infer.path_refresh import refresh_path
+from numpyro_diffusion.model.problem import (
     Problem,
     chosen_sites,
     followers_of,
     free_latents,
 )
-from numpyro_diffusion.infer.conditional import conditional_smc
-from numpyro_diffusion.infer.path_refresh import refresh_path
 from numpyro_diffusion.model.sites import (
     check_all_given,
     check_marked_prior,

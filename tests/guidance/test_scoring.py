@@ -10,7 +10,7 @@ from numpyro.handlers import mask, scale
 
 from numpyro_diffusion import DiffusionPrior, GaussianForward, Likelihood
 from numpyro_diffusion import guidance as g
-from numpyro_diffusion.infer._problem import Problem, whole_problem
+from numpyro_diffusion.model.problem import Problem, whole_problem
 from numpyro_diffusion.reverse.analytic import GaussianReverse
 from numpyro_diffusion.schedules import cosine
 
