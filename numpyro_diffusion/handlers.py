@@ -9,6 +9,7 @@ from jaxtyping import Array
 from numpyro.handlers import block
 from numpyro.primitives import Messenger
 
+from numpyro_diffusion.checks import checked_callable, checked_instance, checked_names
 from numpyro_diffusion.guidance import (
     AbstractGuidance,
     ModelLikelihood,
@@ -44,6 +45,7 @@ def diffusion_sites(model: Callable) -> Callable:
     such a model. Every marked site needs a kernel that knows its chain: NUTS alone, on a
     marked model, would take the prior to be flat.
     """
+    checked_callable("diffusion_sites", "model", model, "a NumPyro model")
     return OmitPrior(model, select=is_diffusion_site)
 
 
@@ -82,6 +84,11 @@ def guide(
             guidance needs the prior's denoising error and it was not measured.
         TypeError: When run: one of several sites is over bits.
     """
+    checked_callable(CALLER, "model", model, "a NumPyro model")
+    checked_names(CALLER, "site", site)
+    if guidance is not None:
+        example = "guidance.MomentMatching()"
+        checked_instance(CALLER, "guidance", guidance, AbstractGuidance, example)
 
     def guided(*args: Any, **kwargs: Any) -> Any:
         with block():

@@ -16,7 +16,13 @@ from jaxtyping import Array, Float, Num
 from numpyro.distributions import constraints
 from numpyro.distributions.util import validate_sample
 
-from numpyro_diffusion.checks import checked_instance, checked_integer
+from numpyro_diffusion.checks import (
+    checked_array,
+    checked_instance,
+    checked_integer,
+    checked_key,
+    checked_shape,
+)
 from numpyro_diffusion.datasets import Scaling
 from numpyro_diffusion.reverse import AbstractReverse
 from numpyro_diffusion.samplers import AbstractSampler, Ancestral, ProbabilityFlow
@@ -33,7 +39,8 @@ class DiffusionPrior(dist.Distribution):
 
     Two laws live here, equal up to the errors below: `sample` draws by the sampler, whose
     chain is also what particle kernels are exact for; `log_prob` is the density of the
-    deterministic probability flow.
+    deterministic probability flow. Values of half precision (`bfloat16`, `float16`) are
+    turned into single precision where a density or a likelihood is asked for.
 
     Args:
         reverse: The reverse process, for instance `fit(...).reverse`.
@@ -80,7 +87,7 @@ class DiffusionPrior(dist.Distribution):
                 "DiffusionPrior: reverse must be a reverse process (for instance "
                 f"fit(...).reverse), got {type(reverse).__name__}."
             )
-        event_shape = _checked_shape(event_shape)
+        event_shape = checked_shape("DiffusionPrior", "event_shape", event_shape)
         sampler = _checked_sampler(num_steps, sampler)
         sampler.check("DiffusionPrior", reverse)
         if scaling is not None:
@@ -177,7 +184,9 @@ class DiffusionPrior(dist.Distribution):
         self, key: Array | None, sample_shape: tuple[int, ...] = ()
     ) -> Num[Array, "..."]:
         """Draw events, shape `sample_shape + event_shape`."""
-        key, shape = jnp.asarray(key), tuple(sample_shape)
+        caller = "DiffusionPrior.sample"
+        key = jnp.asarray(checked_key(caller, "key", key))
+        shape = _checked_sample_shape(caller, sample_shape)
         draws = _sample(self._arrays, self._static, key, shape, self.event_shape)
         return self.restored(draws)
 
@@ -187,6 +196,8 @@ class DiffusionPrior(dist.Distribution):
 
         Raises:
             NotImplementedError: The prior is over bits.
+            TypeError: `value` is not an array of real numbers.
+            ValueError: It is known and not finite.
         """
         if not self.is_continuous:
             raise NotImplementedError(
@@ -194,7 +205,16 @@ class DiffusionPrior(dist.Distribution):
                 "`numpyro_diffusion.variational_bound` or `importance_log_prob`, or a "
                 "particle kernel of `numpyro_diffusion.infer`, which needs no density."
             )
-        x = self.standardised(jnp.asarray(value))
+        checked_array("DiffusionPrior.log_prob", "value", value, empty=True)
+        value = jnp.asarray(value)
+        if value.shape[value.ndim - len(self.event_shape) :] != self.event_shape:
+            raise ValueError(
+                f"DiffusionPrior.log_prob: value must end in the event's shape "
+                f"{self.event_shape}, got shape {value.shape}."
+            )
+        if jnp.issubdtype(value.dtype, jnp.floating) and value.dtype.itemsize < 4:
+            value = value.astype(jnp.float32)
+        x = self.standardised(value)
         density = _log_prob(
             self._arrays, self._static, x, len(self.event_shape), self.flow
         )
@@ -257,17 +277,12 @@ def _log_prob(
     return jax.vmap(lambda x: flow.log_prob(reverse, x))(events).reshape(batch_shape)
 
 
-def _checked_shape(event_shape: Any) -> tuple[int, ...]:
-    try:
-        return tuple(
-            checked_integer("DiffusionPrior", "event_shape", n, minimum=1)
-            for n in tuple(event_shape)
+def _checked_sample_shape(caller: str, shape: Any) -> tuple[int, ...]:
+    if not isinstance(shape, tuple | list):
+        raise TypeError(
+            f"{caller}: sample_shape must be a tuple of integers, got {shape!r}."
         )
-    except (TypeError, ValueError):
-        raise ValueError(
-            "DiffusionPrior: event_shape must be a tuple of positive integers, got "
-            f"{event_shape!r}."
-        ) from None
+    return tuple(checked_integer(caller, "sample_shape", n, 0) for n in shape)
 
 
 def _checked_sampler(

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from numpyro_diffusion.checks.scalars import LARGEST, checked_integer
 
@@ -34,7 +35,7 @@ def checked_key(caller: str, name: str, value: Any) -> Any:
         TypeError: `value` is not one key.
     """
     dtype, ndim = getattr(value, "dtype", None), getattr(value, "ndim", None)
-    is_new = dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+    is_new = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
     if not (ndim == 0 if is_new else ndim == 1 and dtype == np.uint32):
         raise TypeError(
             f"{caller}: {name} must be one random key, as jax.random.key(0), got "
@@ -43,16 +44,19 @@ def checked_key(caller: str, name: str, value: Any) -> Any:
     return value
 
 
-def checked_shape(caller: str, name: str, value: Any) -> tuple[int, ...]:
+def checked_shape(
+    caller: str, name: str, value: Any, least_ndim: int = 0
+) -> tuple[int, ...]:
     """The shape of an array: a tuple, or list, of positive integers.
 
     Args:
         caller: Class or function that was called, for the message.
         name: Its argument, for the message.
         value: What came.
+        least_ndim: The least number of axes.
 
     Raises:
-        ValueError: `value` is no shape, or one of more entries than JAX can count.
+        ValueError: `value` is no shape, has fewer axes, or more entries than JAX can count.
     """
     try:
         shape = tuple(checked_integer(caller, name, n) for n in tuple(value))
@@ -62,6 +66,10 @@ def checked_shape(caller: str, name: str, value: Any) -> tuple[int, ...]:
         raise ValueError(
             f"{caller}: {name} must be a tuple of positive integers, their product at "
             f"most {LARGEST}, got {_short(value)}."
+        )
+    if len(shape) < least_ndim:
+        raise ValueError(
+            f"{caller}: {name} must have at least {least_ndim} axes, got {shape}."
         )
     return shape
 
@@ -73,6 +81,7 @@ def checked_array(
     *,
     shape: str | None = None,
     ndim: int | None = None,
+    least_ndim: int = 0,
     above: float | None = None,
     finite: bool = True,
     empty: bool = False,
@@ -87,6 +96,7 @@ def checked_array(
         value: What came.
         shape: Its shape in words, for the message, as "(num, dim)".
         ndim: Number of its axes; by default any.
+        least_ndim: The least number of its axes.
         above: What all entries must lie above; by default nothing.
         finite: Whether they must be finite, which takes a look at all of them.
         empty: Whether there may be none.
@@ -103,7 +113,8 @@ def checked_array(
     if array is None:
         raise TypeError(wrong)
     is_empty = 0 in array.shape and not empty
-    if is_empty or (ndim is not None and array.ndim != ndim):
+    has_axes = array.ndim >= least_ndim and ndim in (None, array.ndim)
+    if is_empty or not has_axes:
         raise ValueError(wrong)
     if finite and not is_traced(array):
         known = np.asarray(array)
@@ -209,7 +220,7 @@ def checked_grid(caller: str, name: str, value: Any) -> Any:
 
 def is_traced(value: Any) -> bool:
     """Whether a value is not known before a program runs."""
-    return isinstance(value, jax.core.Tracer)
+    return isinstance(value, Tracer)
 
 
 def _as_reals(value: Any) -> Any:

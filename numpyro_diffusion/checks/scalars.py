@@ -16,6 +16,7 @@ __all__ = [
     "checked_callable",
     "checked_instance",
     "checked_integer",
+    "checked_names",
     "checked_positive",
     "checked_real",
     "checked_share",
@@ -188,21 +189,43 @@ def checked_instance(
     return value
 
 
-def checked_callable(caller: str, name: str, value: Any, example: str) -> Any:
-    """A function, or whatever else can be called; a class is none.
+def checked_callable(
+    caller: str, name: str, value: Any, example: str, *, classes: bool = False
+) -> Any:
+    """A function, or whatever else can be called.
 
     Args:
         caller: Class or function that was called, for the message.
         name: Its argument, for the message.
         value: What came.
         example: How one looks, for the message.
+        classes: Whether it may be a class.
 
     Raises:
         TypeError: `value` cannot be called, or is a class.
     """
-    if not callable(value) or isinstance(value, type):
+    if not callable(value) or (isinstance(value, type) and not classes):
         raise TypeError(
             f"{caller}: {name} must be a function, as {example}, got {value!r}."
+        )
+    return value
+
+
+def checked_names(caller: str, name: str, value: Any) -> Any:
+    """The name of a site, or names of several, or None for those that there are.
+
+    Args:
+        caller: Class or function that was called, for the message.
+        name: Its argument, for the message.
+        value: What came.
+
+    Raises:
+        TypeError: `value` is something else.
+    """
+    several = value if isinstance(value, list | tuple) else [value]
+    if value is not None and not all(isinstance(one, str) for one in several):
+        raise TypeError(
+            f"{caller}: {name} must be a name, a list of names or None, got {value!r}."
         )
     return value
 

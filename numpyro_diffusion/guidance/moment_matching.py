@@ -9,6 +9,11 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, Num
 
+from numpyro_diffusion.checks import (
+    checked_instance,
+    checked_integer,
+    checked_share,
+)
 from numpyro_diffusion.guidance.base import (
     AbstractGuidance,
     LogLikelihood,
@@ -65,6 +70,12 @@ class Isotropic(AbstractCovariance):
 
     error: DenoisingError | None = None
 
+    def __check_init__(self) -> None:
+        if self.error is not None:
+            checked_instance(
+                "Isotropic", "error", self.error, DenoisingError, "denoising_error(...)"
+            )
+
     def step(
         self,
         reverse: AbstractReverse,
@@ -93,13 +104,16 @@ class Tweedie(AbstractCovariance):
     application is one Jacobian-vector product of the network.
 
     Attributes:
-        latest: Times above it use the covariance at it: at t = 1 the formula is a ratio
-            of two vanishing numbers.
+        latest: Times above it use the covariance at it, in (0, 1): at t = 1 the formula
+            is a ratio of two vanishing numbers.
 
     Source: Efron 2011, doi:10.1198/jasa.2011.tm11181 (second-order Tweedie formula).
     """
 
     latest: float = 0.99
+
+    def __check_init__(self) -> None:
+        checked_share("Tweedie", "latest", self.latest, ends_allowed=False)
 
     def step(
         self,
@@ -114,7 +128,8 @@ class Tweedie(AbstractCovariance):
         scale = schedule.noise(capped) / jnp.sqrt(schedule.alpha_bar(capped))
 
         def denoise(x: Array) -> tuple[Array, dist.Distribution]:
-            return step_stack(reverse, x, capped, s)
+            # Above the cap the law of this step is not used.
+            return step_stack(reverse, x, capped, jnp.minimum(s, capped))
 
         x0_hat, jvp, law = jax.linearize(denoise, x_t, has_aux=True)
         # One evaluation serves for both, but for the few steps above the cap.
@@ -180,6 +195,20 @@ class MomentMatching(AbstractGuidance):
     tolerance: float = 1e-4
     max_newton: int = 10
     determinant: bool | None = None
+
+    def __check_init__(self) -> None:
+        caller = "MomentMatching"
+        checked_instance(
+            caller, "covariance", self.covariance, AbstractCovariance, "Isotropic()"
+        )
+        checked_integer(caller, "max_iterations", self.max_iterations)
+        checked_integer(caller, "max_newton", self.max_newton, 0)
+        checked_share(caller, "tolerance", self.tolerance)
+        if self.determinant not in (None, True, False):
+            raise TypeError(
+                f"{caller}: determinant must be True, False or None, got "
+                f"{self.determinant!r}."
+            )
 
     def start(
         self,

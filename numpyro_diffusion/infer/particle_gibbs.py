@@ -11,8 +11,10 @@ from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
 
 from numpyro_diffusion.checks import (
+    checked_callable,
     checked_instance,
     checked_integer,
+    checked_names,
     checked_share,
 )
 from numpyro_diffusion.forward import noising_path
@@ -131,6 +133,8 @@ class ParticleGibbs(MCMCKernel):
         guidance: AbstractGuidance | None = None,
         resample_below: float = 0.5,
     ) -> None:
+        checked_callable(_CALLER, "model", model, "a NumPyro model")
+        checked_names(_CALLER, "site", site)
         # One particle is the current trajectory.
         num_particles = checked_integer(_CALLER, "num_particles", num_particles, 2)
         resample_below = checked_share(_CALLER, "resample_below", resample_below)

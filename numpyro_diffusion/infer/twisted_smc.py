@@ -9,8 +9,10 @@ import numpy as np
 from jaxtyping import Array
 
 from numpyro_diffusion.checks import (
+    checked_callable,
     checked_instance,
     checked_integer,
+    checked_names,
     checked_share,
 )
 from numpyro_diffusion.guidance import AbstractGuidance
@@ -104,6 +106,8 @@ class TwistedSMC:
         batch_size: SupportsIndex | None = None,
         progress_bar: bool = False,
     ) -> None:
+        checked_callable(_CALLER, "model", model, "a NumPyro model")
+        checked_names(_CALLER, "site", site)
         num_particles = checked_integer(_CALLER, "num_particles", num_particles, 2)
         if batch_size is not None:
             batch_size = checked_integer(_CALLER, "batch_size", batch_size)

@@ -28,6 +28,7 @@ from numpyro.distributions.distribution import MaskedDistribution
 from numpyro.handlers import seed, substitute
 from numpyro.infer.util import compute_log_probs
 
+from numpyro_diffusion.checks import checked_callable
 from numpyro_diffusion.model.fisher import divergence
 from numpyro_diffusion.model.messengers import (
     OmitPrior,
@@ -65,6 +66,7 @@ class Likelihood:
         dtype: Its dtype.
 
     Raises:
+        TypeError: An argument is of another kind.
         ValueError: The site is not a latent of the model, other latents have no value,
             the site's prior is scaled or masked, or the model has a subsampled plate.
     """
@@ -77,6 +79,17 @@ class Likelihood:
         kwargs: Mapping[str, Any] | None = None,
         others: Mapping[str, Array] | None = None,
     ) -> None:
+        checked_callable("Likelihood", "model", model, "a NumPyro model")
+        if not isinstance(site, str):
+            raise TypeError(f"Likelihood: site must be a name, got {site!r}.")
+        if not isinstance(args, tuple | list):
+            raise TypeError(f"Likelihood: args must be a tuple, got {args!r}.")
+        for name, values in (("kwargs", kwargs), ("others", others)):
+            if values is not None and not isinstance(values, Mapping):
+                raise TypeError(
+                    f"Likelihood: {name} must be a mapping of names to values, got "
+                    f"{values!r}."
+                )
         self._model, self._site = model, site
         self._inputs = tuple(args), dict(kwargs or {}), dict(others or {})
         sites = self._checked_sites()

@@ -53,22 +53,22 @@ def positive_ints(owner: str, name: str, values: Sequence[int]) -> tuple[int, ..
     return found
 
 
-def check_size(owner: str, size: int, **names: int) -> None:
+def check_size(owner: str, numbers: int, /, **names: int) -> None:
     """Refuse layers of more numbers than an array can have.
 
     Args:
         owner: Class that is being built, for the message.
-        size: Numbers in its largest array.
+        numbers: Numbers in its largest array.
         names: The arguments that make up the size, for the message.
 
     Raises:
         ValueError: It is more than JAX can count.
     """
-    if size > LARGEST:
+    if numbers > LARGEST:
         listed = ", ".join(f"{name}={value}" for name, value in names.items())
         raise ValueError(
             f"{owner}: {' and '.join(names)} must make arrays of at most {LARGEST} "
-            f"numbers, got {size} with {listed}."
+            f"numbers, got {numbers} with {listed}."
         )
 
 

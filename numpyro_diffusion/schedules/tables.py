@@ -189,7 +189,8 @@ def learned(num_steps: int, beta_1: float, alpha_bar_1: float = 0.01) -> Learned
             f"must hold, got num_steps={num_steps}, beta_1={beta_1}, "
             f"alpha_bar_1={alpha_bar_1}."
         )
-    log_ratio = lambda noise: np.log(noise) - np.log1p(-noise)
-    span = log_ratio(1.0 - alpha_bar_1) - log_ratio(beta_1)
+    # Of shares that are small, so that no digit is lost where they are tiny.
+    log_odds = lambda share: np.log(share) - np.log1p(-share)
+    span = -log_odds(alpha_bar_1) - log_odds(beta_1)
     increments = np.full(num_steps - 1, np.log(span / (num_steps - 1)))
     return Learned(beta_1, jnp.asarray(increments))
