@@ -56,12 +56,15 @@ class Row:
         arguments: Right values. Arguments that are left out get their defaults.
         use: What makes of the result something that could be a NaN, such as a draw.
         none_is_right: Arguments that may be None though their right value here is another.
+        carries_nans: Whether it is arithmetic, where a NaN goes in and comes out, and
+            which guidances need for likelihoods that are not finite.
     """
 
     call: Callable
     arguments: dict[str, Any]
     use: Callable | None = None
     none_is_right: tuple[str, ...] = ()
+    carries_nans: bool = False
 
 
 def exported():
@@ -125,10 +128,13 @@ LIKELIHOOD = nd.guidance.ModelLikelihood(quadratic, curvature_of)
 ROWS: dict[str, Row] = {}
 
 
+ARITHMETIC = ("guidance.dot", "guidance.spread")
+
+
 def row(name, use=None, none_is_right=(), /, call=None, **arguments):
     """Add a row; without `call`, of what the name leads to."""
     call = operator.attrgetter(name)(nd) if call is None else call
-    ROWS[name] = Row(call, arguments, use, none_is_right)
+    ROWS[name] = Row(call, arguments, use, none_is_right, name in ARITHMETIC)
 
 
 # ---- Controls: functions that check nothing

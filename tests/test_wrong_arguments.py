@@ -19,7 +19,31 @@ PROGRAM = pathlib.Path(__file__).parent / "wrong_arguments.py"
 ROOT = PROGRAM.parents[1]
 
 # Internal errors that stay, each with the reason: the row's name and the argument.
-LEFT: dict[tuple[str, str], str] = {}
+_BY_PROCESS = "the process says it of its x_t, which knows nothing of who was called"
+_BY_MODEL = "the model says it, in which the argument goes"
+_BY_JAX = "JAX says it of a tree of arrays, whose shapes the model decides"
+_BY_EVENT = "a shape that some events broadcast to, and not this one"
+LEFT = {
+    ("variational_bound", "data"): _BY_PROCESS,
+    ("importance_log_prob", "data"): _BY_PROCESS,
+    ("denoising_error", "data"): _BY_PROCESS,
+    ("reverse_model", "event_shape"): _BY_PROCESS,
+    ("samplers.ancestral_sample", "event_shape"): _BY_PROCESS,
+    ("samplers.denoised_draw", "z"): _BY_PROCESS,
+    ("ProbabilityFlow.encode", "x"): _BY_PROCESS,
+    ("ProbabilityFlow.log_prob", "x"): _BY_PROCESS,
+    ("infer.conditional_smc", "path"): _BY_PROCESS,
+    ("infer.refresh_path", "path"): _BY_PROCESS,
+    ("diagnostics.diffusion_score", "x"): _BY_PROCESS,
+    (
+        "guidance.Tweedie",
+        "latest",
+    ): "a time whose noise single precision rounds to zero",
+    ("infer.run_sweep", "others"): _BY_JAX,
+    ("diagnostics.posterior_score", "args"): _BY_MODEL,
+    ("datasets.Scaling", "shift"): _BY_EVENT,
+    ("datasets.Scaling", "scale"): _BY_EVENT,
+}
 
 # What is quick to compile; the rest is called by the slow test.
 QUICK = ("schedules.", "Forward", "analytic.", "Denoising", "Prediction", "networks.")

@@ -30,7 +30,7 @@ import xarray as xr
 
 import numpyro_diffusion as nd
 
-SECONDS = 10  # for one call
+SECONDS = 60  # for one call, of which most take milliseconds
 HUGE = 10**12
 
 # The types that an error may have if it is meant for the caller; KeyError and
@@ -189,7 +189,8 @@ def outcome_of(name, row, argument, value_name, value, nans, names):
     signal.alarm(SECONDS)
     try:
         result = result_of(row, arguments)
-        kind = "silent" if num_nans(result) > nans else "right"
+        is_silent = num_nans(result) > nans and not row.carries_nans
+        kind = "silent" if is_silent else "right"
         return Outcome(*told, kind)
     except (Exception, TooLongError) as error:
         kind = "clear" if is_clear(name, argument, error, names) else "internal"
