@@ -1,226 +1,106 @@
-r"""Noise schedules: how much of the signal is left at time t.
+r"""Schedules of a chain's own steps: any $\beta_1, \ldots, \beta_T$, given or trained."""
 
-A schedule is one curve, $\bar\alpha(t)$, the share of the signal that survives until
-time $t \in [0, 1]$: 1 at $t = 0$ (data) and about 0 at $t = 1$ (noise). A chain of $T$
-steps is that curve on the grid $k / T$.
-
-A Gaussian process reads it as $x_t = \sqrt{\bar\alpha}\, x_0 + \sqrt{1 - \bar\alpha}\,
-\epsilon$ (variance preserving), a Bernoulli process as $P(x_t = 1) = \bar\alpha x_0 +
-(1 - \bar\alpha) \rho$. Two more readings are used throughout:
-
-- the *noise share* $1 - \bar\alpha$, kept as a curve of its own because subtracting it
-  from one would lose all its digits near the data;
-- the *angle* $\theta = \arctan\sqrt{(1 - \bar\alpha) / \bar\alpha}$, from 0 (data) to
-  $\pi / 2$ (noise), in which a Gaussian process is a rotation:
-  $x_t = \cos\theta\, x_0 + \sin\theta\, \epsilon$.
-
-Words elsewhere: DDPM's $\alpha_t$ is a one-step quantity, our
-$\bar\alpha(t) / \bar\alpha(s)$; Karras et al. write $\sigma$ for our $\tan\theta$; flow
-matching runs time the other way.
-"""
-
-import abc
 from collections.abc import Sequence
+from typing import SupportsIndex
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-__all__ = [
-    "AbstractSchedule",
-    "Cosine",
-    "Geometric",
-    "Learned",
-    "SignalLinear",
-    "Tabulated",
-    "cosine",
-    "geometric",
-    "learned",
-    "reference_code",
-    "signal_linear",
-    "tabulated",
-    "uniform_grid",
-]
+from numpyro_diffusion.checks import checked_num_steps, checked_share
+from numpyro_diffusion.registry import register
+from numpyro_diffusion.schedules.base import (
+    AbstractSchedule,
+    checked_angle,
+    checked_time,
+    uniform_grid,
+)
+
+__all__ = ["Learned", "Tabulated", "learned", "reference_code", "tabulated"]
 
 
-def _as_time(t: ArrayLike) -> Array:
-    t = jnp.asarray(t)
-    return t if jnp.issubdtype(t.dtype, jnp.floating) else t.astype(float)
-
-
-class AbstractSchedule(eqx.Module):
-    """The share of the signal left at time t, and its companions."""
-
-    @abc.abstractmethod
-    def alpha_bar(self, t: ArrayLike) -> Float[Array, "..."]:
-        """Share of the signal left at `t` in [0, 1]: 1 at 0, decreasing."""
-
-    @abc.abstractmethod
-    def noise(self, t: ArrayLike) -> Float[Array, "..."]:
-        """`1 - alpha_bar(t)`, computed without cancellation."""
-
-    @abc.abstractmethod
-    def time(self, angle: ArrayLike) -> Float[Array, "..."]:
-        """The time at which `angle(t)` takes the given value (inverse of `angle`)."""
-
-    def angle(self, t: ArrayLike) -> Float[Array, "..."]:
-        r"""$\arctan\sqrt{(1 - \bar\alpha) / \bar\alpha}$, in radians."""
-        return jnp.arctan2(jnp.sqrt(self.noise(t)), jnp.sqrt(self.alpha_bar(t)))
-
-    def kept(self, *, s: ArrayLike, t: ArrayLike) -> Float[Array, "..."]:
-        r"""Share of the signal at `s` that is left at `t > s`: the step's $1 - \beta$."""
-        return self.alpha_bar(t) / self.alpha_bar(s)
-
-    def beta(self, *, s: ArrayLike, t: ArrayLike) -> Float[Array, "..."]:
-        r"""Share of the signal at `s` that is lost by `t > s`: the step's $\beta$.
-
-        Both forms are exact in real arithmetic; each is used where it subtracts the
-        smaller numbers, so that neither end of the curve loses digits.
-        """
-        lost_near_data = self.noise(t) - self.noise(s)
-        lost_near_noise = self.alpha_bar(s) - self.alpha_bar(t)
-        lost = jnp.where(self.noise(t) < 0.5, lost_near_data, lost_near_noise)
-        return lost / self.alpha_bar(s)
-
-
-class SignalLinear(AbstractSchedule):
-    r"""$\bar\alpha(t) = 1 - t$: each step erases an equal share of the original signal.
-
-    On the grid $k/T$ this is $\beta_k = 1 / (T - k + 1)$, so that $\beta_T = 1$.
-
-    Source: Sohl-Dickstein et al. 2015, section 2.4.1.
-    """
-
-    def alpha_bar(self, t: ArrayLike) -> Float[Array, "..."]:
-        return 1.0 - _as_time(t)
-
-    def noise(self, t: ArrayLike) -> Float[Array, "..."]:
-        return _as_time(t)
-
-    def time(self, angle: ArrayLike) -> Float[Array, "..."]:
-        return jnp.sin(_as_time(angle)) ** 2
-
-
-class Cosine(AbstractSchedule):
-    r"""$\bar\alpha(t) = \cos^2(\pi t / 2)$: the angle is linear in time.
-
-    Unlike Nichol and Dhariwal's curve it has no offset: nothing needs clipping here,
-    and both ends are exact.
-
-    Source: Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 17, with s = 0.
-    """
-
-    def alpha_bar(self, t: ArrayLike) -> Float[Array, "..."]:
-        # The sine of the complement is exactly 0 at t = 1, which the cosine is not.
-        return jnp.sin(0.5 * jnp.pi * (1.0 - _as_time(t))) ** 2
-
-    def noise(self, t: ArrayLike) -> Float[Array, "..."]:
-        return jnp.sin(0.5 * jnp.pi * _as_time(t)) ** 2
-
-    def time(self, angle: ArrayLike) -> Float[Array, "..."]:
-        return 2.0 / jnp.pi * _as_time(angle)
-
-
-class Geometric(AbstractSchedule):
-    r"""Noise-to-signal ratio that grows geometrically with time.
-
-    $(1 - \bar\alpha) / \bar\alpha = r_{\min} \big((r_{\max} / r_{\min})^t - 1\big)$. The
-    shift by one makes $t = 0$ exactly the data; beyond the first few steps the
-    signal-to-noise ratio is log-linear in time. At $t = 1$ a share of about
-    $1 / r_{\max}$ of the signal is left.
-
-    Attributes:
-        nsr_min: $r_{\min}$, the ratio at which the growth sets in (dimensionless).
-        nsr_max: $r_{\max}$, the ratio at the noise end.
-    """
-
-    nsr_min: float
-    nsr_max: float
-
-    def __check_init__(self) -> None:
-        if not 0.0 < self.nsr_min < self.nsr_max < float("inf"):
-            raise ValueError(
-                "Geometric: 0 < nsr_min < nsr_max < infinity must hold, got "
-                f"nsr_min={self.nsr_min}, nsr_max={self.nsr_max}."
-            )
-
-    @property
-    def _log_ratio(self) -> Float[Array, ""]:
-        return jnp.log(self.nsr_max / self.nsr_min)
-
-    def _noise_to_signal(self, t: ArrayLike) -> Float[Array, "..."]:
-        return self.nsr_min * jnp.expm1(_as_time(t) * self._log_ratio)
-
-    def alpha_bar(self, t: ArrayLike) -> Float[Array, "..."]:
-        return 1.0 / (1.0 + self._noise_to_signal(t))
-
-    def noise(self, t: ArrayLike) -> Float[Array, "..."]:
-        ratio = self._noise_to_signal(t)
-        return ratio / (1.0 + ratio)
-
-    def time(self, angle: ArrayLike) -> Float[Array, "..."]:
-        ratio = jnp.tan(_as_time(angle)) ** 2
-        return jnp.log1p(ratio / self.nsr_min) / self._log_ratio
-
-
+@register
 class Tabulated(AbstractSchedule):
-    r"""A schedule of a chain's own steps: any list of $\beta_1, \ldots, \beta_T$.
-
-    Between the grid times $k / T$ the signal is linear in t. Made by `tabulated`.
+    r"""The schedule of `tabulated` and `reference_code`.
 
     Attributes:
         signal: $\bar\alpha$ at the times k / T, k = 0..T, decreasing from 1.
         lost: $1 - \bar\alpha$ at these times.
+
+    Raises:
+        ValueError: The two are not a schedule: not of one length, not monotone from the
+            data's 1 and 0, or not adding up to 1.
     """
 
     signal: Float[Array, " num_times"]
     lost: Float[Array, " num_times"]
 
+    def __check_init__(self) -> None:
+        if isinstance(self.signal, Tracer):
+            return
+        signal, lost = np.asarray(self.signal, float), np.asarray(self.lost, float)
+        is_table = signal.ndim == 1 and signal.shape == lost.shape and len(signal) > 1
+        is_right = (
+            is_table
+            and (signal[0], lost[0]) == (1.0, 0.0)
+            and bool(np.all(np.diff(signal) <= 0.0) and np.all(np.diff(lost) >= 0.0))
+            # Both are rounded on their own, at worst to half precision.
+            and bool(np.all(np.abs(signal + lost - 1.0) < 1e-2))
+        )
+        if not is_right:
+            raise ValueError(
+                "Tabulated: signal must fall from 1 and lost be 1 - signal at two times "
+                f"or more, got signal={signal}, lost={lost}."
+            )
+
     def alpha_bar(self, t: ArrayLike) -> Float[Array, "..."]:
-        return _at(self.signal, t)
+        return _at(self.signal, checked_time(self, t))
 
     def noise(self, t: ArrayLike) -> Float[Array, "..."]:
-        return _at(self.lost, t)
+        return _at(self.lost, checked_time(self, t))
 
     def time(self, angle: ArrayLike) -> Float[Array, "..."]:
-        return _time_of(self.lost, angle)
+        return _time_of(self.lost, checked_angle(self, angle))
 
 
+@register
 class Learned(AbstractSchedule):
-    r"""A schedule whose $\beta_2, \ldots, \beta_T$ are trained; $\beta_1$ is fixed.
-
-    The logarithm of the noise-to-signal ratio grows by a positive, trainable amount in
-    each step, from $\log \beta_1 / (1 - \beta_1)$ after the first one. Between the grid
-    times the signal is linear in t. Trained by `BoundLoss`; a denoising loss does
-    not move it.
+    r"""The schedule of `learned`.
 
     Attributes:
         beta_1: Share of the signal lost in the first step, in (0, 1).
-        log_increments: Logarithms of the amounts of steps 2..T.
-
-    Source: Sohl-Dickstein et al. 2015, section 2.4.1, which fixes $\beta_1$ against
-    overfitting and prints no parameterisation; the monotone one is ours.
+        log_increments: Logarithms of the amounts by which the log ratio of noise to
+            signal grows in steps 2..T.
     """
 
     beta_1: float
     log_increments: Float[Array, " num_steps_but_one"]
 
-    def __check_init__(self) -> None:
-        if not 0.0 < self.beta_1 < 1.0:
-            raise ValueError(f"Learned: beta_1 must lie in (0, 1), got {self.beta_1}.")
+    def __init__(
+        self, beta_1: float, log_increments: Float[Array, " num_steps_but_one"]
+    ) -> None:
+        self.beta_1 = checked_share("Learned", "beta_1", beta_1, ends_allowed=False)
+        self.log_increments = log_increments
+        if jnp.ndim(log_increments) != 1 or len(log_increments) == 0:
+            raise ValueError(
+                "Learned: log_increments must be a list of at least one number, got "
+                f"shape {jnp.shape(log_increments)}."
+            )
 
     def alpha_bar(self, t: ArrayLike) -> Float[Array, "..."]:
         signal = jax.nn.sigmoid(-self._log_ratios)
-        return _at(jnp.concatenate([jnp.ones(1, signal.dtype), signal]), t)
+        return _at(
+            jnp.concatenate([jnp.ones(1, signal.dtype), signal]), checked_time(self, t)
+        )
 
     def noise(self, t: ArrayLike) -> Float[Array, "..."]:
-        return _at(self._lost, t)
+        return _at(self._lost, checked_time(self, t))
 
     def time(self, angle: ArrayLike) -> Float[Array, "..."]:
-        return _time_of(self._lost, angle)
+        return _time_of(self._lost, checked_angle(self, angle))
 
     @property
     def _log_ratios(self) -> Float[Array, " num_steps"]:
@@ -236,41 +116,36 @@ class Learned(AbstractSchedule):
         return jnp.concatenate([jnp.zeros(1, lost.dtype), lost])
 
 
-def _at(nodes: Float[Array, " num_times"], t: ArrayLike) -> Float[Array, "..."]:
+def _at(
+    nodes: Float[Array, " num_times"], t: Float[Array, "..."]
+) -> Float[Array, "..."]:
     """Interpolate linearly between values at k / T; the place needs no search."""
-    place = _as_time(t) * (len(nodes) - 1)
+    place = t * (len(nodes) - 1)
     left = jnp.clip(jnp.floor(place), 0, len(nodes) - 2)
     index = left.astype(int)
     return nodes[index] + (place - left) * (nodes[index + 1] - nodes[index])
 
 
-def _time_of(lost: Float[Array, " num_times"], angle: ArrayLike) -> Float[Array, "..."]:
-    share = jnp.sin(_as_time(angle)) ** 2
+def _time_of(
+    lost: Float[Array, " num_times"], angle: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    share = jnp.sin(angle) ** 2
     return jnp.interp(share, lost, uniform_grid(len(lost) - 1))
 
 
-def signal_linear() -> SignalLinear:
-    """The 2015 paper's schedule for Bernoulli diffusion; see `SignalLinear`."""
-    return SignalLinear()
-
-
-def cosine() -> Cosine:
-    """The default for Gaussian diffusion; see `Cosine`."""
-    return Cosine()
-
-
-def geometric(nsr_min: float = 1e-4, nsr_max: float = 1e4) -> Geometric:
-    """Log-linear signal-to-noise ratio; see `Geometric`."""
-    return Geometric(nsr_min, nsr_max)
-
-
 def tabulated(betas: ArrayLike | Sequence[float]) -> Tabulated:
-    r"""The schedule with the given $\beta_1, \ldots, \beta_T$; see `Tabulated`.
+    r"""The schedule of a chain's own steps: any list of $\beta_1, \ldots, \beta_T$.
+
+    Between the grid times $k / T$ the signal is linear in t.
+
+    Args:
+        betas: Share of the signal that each step loses, shape (num_steps,).
 
     Raises:
+        TypeError: `betas` are not numbers.
         ValueError: A beta does not lie in (0, 1), or (0, 1] for the last one.
     """
-    betas = np.asarray(betas, float)
+    betas = _numbers(betas)
     if betas.ndim != 1 or len(betas) == 0:
         raise ValueError(
             "tabulated: betas must be a list of at least one number, got shape "
@@ -290,7 +165,9 @@ def tabulated(betas: ArrayLike | Sequence[float]) -> Tabulated:
     return Tabulated(jnp.asarray(signal), jnp.asarray(lost))
 
 
-def reference_code(num_steps: int = 1000, step1_beta: float = 1e-3) -> Tabulated:
+def reference_code(
+    num_steps: SupportsIndex = 1000, step1_beta: float = 1e-3
+) -> Tabulated:
     r"""The fixed schedule of the 2015 paper's released code.
 
     $\beta_k = m_k + (1 - m_k - 10^{-5}) / b_k$ with $b_k$ evenly spaced from T to 2,
@@ -299,15 +176,32 @@ def reference_code(num_steps: int = 1000, step1_beta: float = 1e-3) -> Tabulated
 
     Source: Sohl-Dickstein et al. 2015, the released `model.py`. The paper has
     1 / (T - t + 1) instead: `signal_linear`.
+
+    Args:
+        num_steps: Steps T of the chain.
+        step1_beta: Share of the signal that the first step loses beyond the others' rule.
+
+    Raises:
+        TypeError: `num_steps` is not an integer, or `step1_beta` not a number.
+        ValueError: They are out of range.
     """
+    num_steps = checked_num_steps("reference_code", num_steps)
+    step1_beta = checked_share("reference_code", "step1_beta", step1_beta)
     smallest = np.full(num_steps, 1e-6)
     smallest[0] += step1_beta
     base = 1.0 / np.linspace(num_steps, 2.0, num_steps)
     return tabulated(smallest + base * (1.0 - smallest - 1e-5))
 
 
-def learned(num_steps: int, beta_1: float, alpha_bar_1: float = 0.01) -> Learned:
-    r"""A trainable schedule, log-linear in the signal-to-noise ratio at the start.
+def learned(
+    num_steps: SupportsIndex, beta_1: float, alpha_bar_1: float = 0.01
+) -> Learned:
+    r"""A schedule whose $\beta_2, \ldots, \beta_T$ are trained; $\beta_1$ is fixed.
+
+    The logarithm of the noise-to-signal ratio grows by a positive, trainable amount in
+    each step, from $\log \beta_1 / (1 - \beta_1)$ after the first one; at the start by the
+    same in all. Between the grid times the signal is linear in t. Trained by `BoundLoss`;
+    a denoising loss does not move it.
 
     Args:
         num_steps: Steps T of the chain, at least 2.
@@ -315,9 +209,16 @@ def learned(num_steps: int, beta_1: float, alpha_bar_1: float = 0.01) -> Learned
         alpha_bar_1: Share of the signal left at t = 1, at the start.
 
     Raises:
+        TypeError: `num_steps` is not an integer, or a share not a number.
         ValueError: `num_steps` is less than 2, or the shares leave nothing to lose in
             steps 2..T.
+
+    Source: Sohl-Dickstein et al. 2015, section 2.4.1, which fixes $\beta_1$ against
+    overfitting and prints no parameterisation; the monotone one is ours.
     """
+    num_steps = checked_num_steps("learned", num_steps)
+    beta_1 = checked_share("learned", "beta_1", beta_1)
+    alpha_bar_1 = checked_share("learned", "alpha_bar_1", alpha_bar_1)
     if num_steps < 2 or not 0.0 < alpha_bar_1 < 1.0 - beta_1 < 1.0:
         raise ValueError(
             "learned: num_steps must be at least 2 and 0 < alpha_bar_1 < 1 - beta_1 < 1 "
@@ -330,14 +231,13 @@ def learned(num_steps: int, beta_1: float, alpha_bar_1: float = 0.01) -> Learned
     return Learned(beta_1, jnp.asarray(increments))
 
 
-def uniform_grid(num_steps: int) -> Float[Array, " num_times"]:
-    """The times `k / num_steps`, k = 0..num_steps, of a chain of `num_steps` steps.
-
-    Raises:
-        ValueError: `num_steps` is not a positive integer.
-    """
-    if not isinstance(num_steps, int) or num_steps < 1:
-        raise ValueError(
-            f"uniform_grid: num_steps must be a positive integer, got {num_steps!r}."
-        )
-    return jnp.arange(num_steps + 1) / num_steps
+def _numbers(betas: ArrayLike | Sequence[float]) -> Float[np.ndarray, "..."]:
+    try:
+        array = np.asarray(betas)
+        if array.dtype == bool:
+            raise TypeError
+        return array.astype(float)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"tabulated: betas must be a list of numbers, got {betas!r}."
+        ) from None
