@@ -15,24 +15,13 @@ import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 
-from numpyro_diffusion import (
-    datasets,
-    forward,
-    networks,
-    paper2015,
-    prior,
-    registry,
-    reverse,
-    samplers,
-    schedules,
-)
+from numpyro_diffusion import registry
 from numpyro_diffusion.archive import Archive, ArchiveError, read_archive, write_archive
 from numpyro_diffusion.registry import Entry, register
 
@@ -338,10 +327,3 @@ def _sort_of_array(value: Any) -> str:
 
 def _describe(leaf: Any) -> str:
     return f"an array of shape {leaf.shape}" if _is_array(leaf) else repr(leaf)
-
-
-# What priors are made of, and the solvers that their flows may hold.
-registry.register_exports(
-    [datasets, forward, networks, paper2015, prior, reverse, samplers, schedules]
-)
-registry.register_exports([diffrax], kind=diffrax.AbstractERK)

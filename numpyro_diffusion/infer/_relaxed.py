@@ -10,7 +10,8 @@ from jaxtyping import Array
 from numpyro.handlers import reparam
 from numpyro.infer.reparam import Reparam
 
-from numpyro_diffusion.model.likelihood import Likelihood, unwrapped
+from numpyro_diffusion.model.likelihood import Likelihood
+from numpyro_diffusion.model.messengers import unwrapped
 from numpyro_diffusion.model.sites import (
     check_fixed_prior,
     check_marked_prior,

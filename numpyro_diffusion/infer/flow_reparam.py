@@ -33,7 +33,7 @@ from numpyro.distributions import biject_to
 from numpyro.distributions.distribution import MaskedDistribution
 from numpyro.infer.reparam import Reparam
 
-from numpyro_diffusion.model.likelihood import unwrapped
+from numpyro_diffusion.model.messengers import unwrapped
 from numpyro_diffusion.model.sites import traced
 from numpyro_diffusion.prior import DiffusionPrior
 from numpyro_diffusion.samplers.flow import ProbabilityFlow

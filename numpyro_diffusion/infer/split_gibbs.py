@@ -42,7 +42,7 @@ from numpyro_diffusion.infer._relaxed import (
     offset_name,
     offsets,
 )
-from numpyro_diffusion.model.likelihood import unwrapped
+from numpyro_diffusion.model.messengers import unwrapped
 from numpyro_diffusion.model.sites import (
     deterministics_too,
     latent_diffusion_sites,
@@ -303,13 +303,14 @@ class SplitGibbs(MCMCKernel):
         x, widths = {}, {}
         for i, (name, site) in enumerate(sites.items()):
             prior, z = unwrapped(site["fn"]), state.relaxed[name]
-            events = z.reshape(-1, *prior.event_shape)
+            events = prior.standardised(z).reshape(-1, *prior.event_shape)
             drawn_key = jax.random.fold_in(key, i)
             drawn = denoised_draw(
                 drawn_key, prior.reverse, events, rho, grid=prior.grid
             )
-            x[name] = drawn.reshape(z.shape)
-        tied = Relaxed.tied(kwargs, x, rho)
+            x[name] = prior.restored(drawn.reshape(z.shape))
+            widths[name] = prior.width(rho)
+        tied = Relaxed.tied(kwargs, x, widths)
         start = {**state.inner.z, **offsets(state.relaxed, x, widths)}
         inner = self._inner.refresh(state.inner._replace(z=start), args, tied)
         inner = self._inner.sample(inner, args, tied)

@@ -1,6 +1,6 @@
 """Finding the diffusion sites of a NumPyro model, and what depends on what."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ from numpyro.infer.gibbs import GIBBS_SITES_KWARG
 from numpyro.ops.provenance import eval_provenance
 from numpyro.primitives import Messenger
 
-from numpyro_diffusion.model.likelihood import (
+from numpyro_diffusion.model.messengers import (
     Placeholder,
     is_marked,
     prior_sites,
@@ -22,6 +22,7 @@ from numpyro_diffusion.reverse.joint import JointReverse
 
 __all__ = [
     "Unobserved",
+    "check_all_given",
     "check_fixed_prior",
     "check_marked_prior",
     "depending_sites",
@@ -31,6 +32,8 @@ __all__ = [
     "is_diffusion_site",
     "jointly",
     "latent_diffusion_sites",
+    "named_dims",
+    "observed_values",
     "traced",
 ]
 
@@ -133,6 +136,39 @@ def depending_sites(
     }
 
 
+def check_all_given(
+    free: Mapping[str, Array], known: Collection[str], caller: str
+) -> None:
+    """Refuse latents that neither have a value nor are drawn with a diffusion site.
+
+    Args:
+        free: Latents without a value, by name.
+        known: Names of the diffusion sites that move and of what follows from them.
+        caller: Who asks, for the error.
+
+    Raises:
+        ValueError: There are others.
+    """
+    missing = [name for name in free if name not in known]
+    if not missing:
+        return
+    discrete = [n for n in missing if not jnp.issubdtype(free[n].dtype, jnp.floating)]
+    hint = (
+        "give them a block of their own beside it in numpyro.infer.Gibbs, or use "
+        "infer.TwistedSMC"
+    )
+    if discrete:
+        hint = (
+            f"{discrete} are discrete, and NUTS, which sums them out, leaves them without "
+            "one: sum them out in the model (dist.MixtureSameFamily), give them a block "
+            "of numpyro.infer.DiscreteGibbs, or use infer.TwistedSMC"
+        )
+    raise ValueError(
+        f"{caller}: every latent but the diffusion sites must have a value, got none for "
+        f"{missing}; {hint}."
+    )
+
+
 def check_fixed_prior(site: str, parents: frozenset[str], caller: str) -> None:
     """Refuse a diffusion prior that depends on other latents.
 
@@ -184,6 +220,35 @@ def check_marked_prior(
                 "a fixed prior and use scale * x), or build the blocks on the unmarked "
                 "model, whose prior density is evaluated."
             )
+
+
+def observed_values(sites: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of the observed sites of a trace."""
+    return {
+        name: msg["value"]
+        for name, msg in sites.items()
+        if msg["type"] == "sample" and msg["is_observed"]
+    }
+
+
+def named_dims(sites: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Names of the dimensions of the sites of a trace, as ArviZ takes them.
+
+    Those of plates are called like the plates, those of events as the site's
+    `infer={"event_dims": ...}` says, and others like the site, with a number.
+    """
+    found = {}
+    for name, msg in sites.items():
+        if msg["type"] == "sample":
+            names = [f"{name}_dim_{i}" for i in range(jnp.ndim(msg["value"]))]
+            num_batch = len(names) - msg["fn"].event_dim
+            for frame in msg["cond_indep_stack"]:
+                names[num_batch + frame.dim] = frame.name
+            of_event = msg["infer"].get("event_dims", [])
+            if len(of_event) == msg["fn"].event_dim:
+                names[num_batch:] = of_event
+            found[name] = names
+    return found
 
 
 def deterministics_too(
