@@ -14,12 +14,18 @@ from typing import Any
 import numpy as np
 
 __all__ = [
+    "MAX_NUM_STEPS",
     "checked_instance",
     "checked_integer",
+    "checked_num_steps",
     "checked_positive",
     "checked_real",
     "checked_share",
 ]
+
+# The longest chains in use have a few thousand steps, and a grid of a million times takes
+# 8 MB. What is longer is a slip or a damaged file, and would fill the memory.
+MAX_NUM_STEPS = 1_000_000
 
 
 def checked_integer(caller: str, name: str, value: Any, minimum: int = 1) -> int:
@@ -47,6 +53,26 @@ def checked_integer(caller: str, name: str, value: Any, minimum: int = 1) -> int
         raise TypeError(wrong) from None
     if found < minimum:
         raise ValueError(wrong)
+    return found
+
+
+def checked_num_steps(caller: str, value: Any, name: str = "num_steps") -> int:
+    """A number of steps: a positive integer, not above `MAX_NUM_STEPS`.
+
+    Args:
+        caller: Class or function that was called, for the message.
+        value: What came.
+        name: Its argument, for the message.
+
+    Raises:
+        TypeError: `value` is not an integer, or not known before the program runs.
+        ValueError: It is not positive, or too large.
+    """
+    found = checked_integer(caller, name, value)
+    if found > MAX_NUM_STEPS:
+        raise ValueError(
+            f"{caller}: {name} must be at most {MAX_NUM_STEPS}, got {value!r}."
+        )
     return found
 
 

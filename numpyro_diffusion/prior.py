@@ -16,7 +16,11 @@ from jaxtyping import Array, Float, Num
 from numpyro.distributions import constraints
 from numpyro.distributions.util import validate_sample
 
-from numpyro_diffusion.checks import checked_instance, checked_integer
+from numpyro_diffusion.checks import (
+    checked_instance,
+    checked_integer,
+    checked_num_steps,
+)
 from numpyro_diffusion.datasets import Scaling
 from numpyro_diffusion.reverse import AbstractReverse
 from numpyro_diffusion.samplers import AbstractSampler, Ancestral, ProbabilityFlow
@@ -275,9 +279,7 @@ def _checked_sampler(
 ) -> AbstractSampler:
     if sampler is None:
         num_steps = 200 if num_steps is None else num_steps
-        return Ancestral(
-            checked_integer("DiffusionPrior", "num_steps", num_steps, minimum=1)
-        )
+        return Ancestral(checked_num_steps("DiffusionPrior", num_steps))
     if num_steps is not None:
         raise ValueError(
             "DiffusionPrior: num_steps must be left out where a sampler is given, which "

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from numpyro_diffusion.checks import (
+    MAX_NUM_STEPS,
     checked_instance,
     checked_integer,
+    checked_num_steps,
     checked_positive,
     checked_real,
     checked_share,
@@ -46,6 +48,15 @@ def test_integers_below_the_minimum_are_refused():
     ):
         checked_integer("f", "n", 1, 2)
     assert checked_integer("f", "n", 0, 0) == 0
+
+
+def test_numbers_of_steps_have_an_end():
+    """A file with 1e9 steps loaded, and its first draw asked for 24 GB."""
+    assert checked_num_steps("f", np.int64(MAX_NUM_STEPS)) == MAX_NUM_STEPS
+    with pytest.raises(ValueError, match="f: num_steps must be at most 1000000, got 1"):
+        checked_num_steps("f", 10**9)
+    with pytest.raises(ValueError, match="f: n must be a positive integer, got 0"):
+        checked_num_steps("f", 0, "n")
 
 
 def test_traced_numbers_are_refused_by_name():

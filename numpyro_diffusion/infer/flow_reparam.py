@@ -201,12 +201,20 @@ def reparam_diffusion(model: Callable, reparam: FlowReparam | None = None) -> Ca
             without being observed.
     """
     reparam = FlowReparam() if reparam is None else reparam
+    return handlers.reparam(model, config=_LatentDiffusionSites(reparam))
 
-    def config(site: dict[str, Any]) -> FlowReparam | None:
+
+class _LatentDiffusionSites:
+    """Which sites `numpyro.handlers.reparam` moves, and how."""
+
+    # A class, because a function made inside another cannot be pickled, nor could an MCMC.
+
+    def __init__(self, reparam: FlowReparam) -> None:
+        self._reparam = reparam
+
+    def __call__(self, site: dict[str, Any]) -> FlowReparam | None:
         is_ours = _has_flow(unwrapped(site["fn"])) and not site["is_observed"]
-        return reparam if is_ours else None
-
-    return handlers.reparam(model, config=config)
+        return self._reparam if is_ours else None
 
 
 def _has_flow(prior: Any) -> bool:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
-from numpyro_diffusion.checks import checked_integer
+from numpyro_diffusion.checks import checked_num_steps
 from numpyro_diffusion.reverse import AbstractReverse
 from numpyro_diffusion.samplers.base import AbstractSampler
 from numpyro_diffusion.schedules import uniform_grid
@@ -44,7 +44,7 @@ class Ancestral(AbstractSampler):
         if times is not None:
             times = _checked_times(times)
             num_steps = len(times) - 1 if num_steps is None else num_steps
-        self.num_steps = checked_integer("Ancestral", "num_steps", num_steps)
+        self.num_steps = checked_num_steps("Ancestral", num_steps)
         self.times = times
         if times is not None and len(times) != self.num_steps + 1:
             raise ValueError(
