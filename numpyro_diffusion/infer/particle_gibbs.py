@@ -23,8 +23,8 @@ from numpyro_diffusion.infer._problem import (
 )
 from numpyro_diffusion.infer.conditional import conditional_smc
 from numpyro_diffusion.infer.path_refresh import refresh_path
+from numpyro_diffusion.model.checks import check_all_given
 from numpyro_diffusion.model.sites import (
-    check_all_given,
     check_marked_prior,
     deterministics_too,
 )
@@ -170,7 +170,7 @@ class ParticleGibbs(MCMCKernel):
                 self._model, name, model_args, dict(model_kwargs or {}), CALLER
             )
         problem.check_joint_priors(CALLER)
-        values = problem.start(value_key, init_params or {})
+        values = problem.start(value_key, init_params or {}, CALLER)
         stack = problem.stacked(values)
         keys = jax.random.split(path_key, stack.shape[:2])
         noising = lambda key, x0: noising_path(

@@ -21,6 +21,7 @@ from numpyro_diffusion.infer.smc import (
     advance,
     weigh,
 )
+from numpyro_diffusion.model.checks import check_observations
 from numpyro_diffusion.model.sites import named_dims, observed_values, traced
 
 __all__ = ["TwistedSMC", "TwistedSMCPosterior"]
@@ -123,6 +124,8 @@ class TwistedSMC:
         start_key, steps_key, draw_key = jax.random.split(rng_key, 3)
         run = _with_bar if self.progress_bar else _whole
         args, kwargs = jax.tree.map(_plain, (args, kwargs))
+        # Inside of the program the data have no values yet.
+        check_observations(traced(self.model, args, kwargs, {}), CALLER)
         result, shape, rest = run(self, args, kwargs, start_key, steps_key)
         return TwistedSMCPosterior(self, result, shape, rest, draw_key, args, kwargs)
 
