@@ -15,14 +15,14 @@ from numpyro_diffusion.guidance import (
     default_guidance,
     guided_sample,
 )
-from numpyro_diffusion.infer._problem import (
+from numpyro_diffusion.model.checks import check_drawable
+from numpyro_diffusion.model.messengers import OmitPrior, zeros_like_site
+from numpyro_diffusion.model.problem import (
     Problem,
     chosen_sites,
     followers_of,
     free_latents,
 )
-from numpyro_diffusion.model.checks import check_drawable
-from numpyro_diffusion.model.messengers import OmitPrior, zeros_like_site
 from numpyro_diffusion.model.sites import is_diffusion_site, traced
 
 __all__ = ["diffusion_sites", "guide"]
@@ -66,6 +66,9 @@ def guide(
     chain, tilted by the model's own likelihood given those values; then whatever
     follows from it. Nothing corrects the guidance's error; `infer.ParticleGibbs` does.
 
+    `Predictive` compiles its draws anew at each call, of any model; who calls it often puts
+    the call itself under `jit`, with key and data as arguments.
+
     Args:
         model: A NumPyro model. Its observations come from its arguments (`obs=`) or from
             handlers inside, as in `guide(condition(model, data))`.
@@ -81,7 +84,8 @@ def guide(
         ValueError: When run: the model has no latent diffusion site, several that cannot
             move jointly, or not the ones that are named; an unobserved latent lies
             between the site and an observation; an observation that depends on the site
-            was made by an outer handler; or an outer handler gives the site a value.
+            was made by an outer handler; an outer handler gives the site a value; or the
+            guidance needs the prior's denoising error and it was not measured.
         TypeError: When run: one of several sites is over bits.
     """
 
@@ -123,6 +127,7 @@ def _guided_values(
     log_likelihood = ModelLikelihood(problem.log_likelihood, problem.expected)
     if guidance is None:
         guidance = default_guidance(problem.reverse)
+    guidance.check_reverse(problem.reverse, "guide", weighed=False)
     stack = guided_sample(
         key, problem.reverse, guidance, log_likelihood, problem.shape, problem.grid
     )

@@ -63,6 +63,11 @@ class AbstractForward(eqx.Module):
         """Shape of E[x_0 | x_t] and of an embedded event, for events of a shape."""
         return event_shape
 
+    @property
+    def takes_variance(self) -> bool:
+        """Whether `averaged_posterior` at t = 0 has no width but that of `x0_variance`."""
+        return self.values is None
+
     def embed(self, x: Num[Array, "*event"]) -> Float[Array, "..."]:
         """An event as networks see it: its own mean, floating, of shape `mean_shape`."""
         return as_float(x)

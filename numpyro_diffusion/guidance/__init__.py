@@ -34,7 +34,15 @@ from numpyro_diffusion.guidance.base import (
     LogLikelihood,
     ModelLikelihood,
     TiltedStep,
+    curvature,
+    dot,
+    moments,
+    normal_stack,
     over_stack,
+    spread,
+    step_stack,
+    terminal_stack,
+    value_and_gradient,
 )
 from numpyro_diffusion.guidance.chain import draw_stack, guided_sample
 from numpyro_diffusion.guidance.dps import DPS
@@ -53,7 +61,7 @@ from numpyro_diffusion.guidance.perturbation import (
     TemperedGuide,
 )
 from numpyro_diffusion.guidance.unguided import Unguided
-from numpyro_diffusion.guidance.values import ValueTilt
+from numpyro_diffusion.guidance.values import ValueTilt, likeliest, tilted_values
 from numpyro_diffusion.reverse import AbstractReverse
 
 __all__ = [
@@ -74,10 +82,20 @@ __all__ = [
     "Tweedie",
     "Unguided",
     "ValueTilt",
+    "curvature",
     "default_guidance",
+    "dot",
     "draw_stack",
     "guided_sample",
+    "likeliest",
+    "moments",
+    "normal_stack",
     "over_stack",
+    "spread",
+    "step_stack",
+    "terminal_stack",
+    "tilted_values",
+    "value_and_gradient",
 ]
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "Time",
     "curvature",
     "dot",
+    "finite",
     "moments",
     "normal_stack",
     "over_stack",
@@ -94,6 +95,22 @@ class AbstractGuidance(eqx.Module):
     ) -> TiltedStep:
         """The step from t to s < t."""
 
+    def check_reverse(
+        self, reverse: AbstractReverse, caller: str, *, weighed: bool
+    ) -> None:
+        """Refuse a reverse process that lacks what this guidance needs.
+
+        Args:
+            reverse: The reverse process.
+            caller: Who asks, for the error.
+            weighed: Whether weights correct the guidance by the densities of each step.
+
+        Raises:
+            ValueError: Its laws, or those proposed, would have no width near the data.
+        """
+        if weighed:
+            reverse.check_width(caller)
+
 
 def over_stack(function: Callable) -> Callable:
     """Map a function of one event (or its law) over the two axes of a stack.
@@ -127,6 +144,15 @@ def dot(a: Array, b: Array) -> Float[Array, " P"]:
 def spread(scalars: Array, like: Array) -> Array:
     """One number per problem, in the shape (P, 1, ...) of the stack `like`."""
     return scalars.reshape(-1, *(1,) * (like.ndim - 1))
+
+
+def finite(values: Array) -> Array:
+    """The values, and 0 in place of what is infinite or no number.
+
+    A twist of zero leaves all to the weights, and so a gradient of zero to the prior. Of a
+    likelihood that says "never" at one point it is not known what it says around it.
+    """
+    return jnp.where(jnp.isfinite(values), values, 0.0)
 
 
 def moments(law: dist.Distribution) -> tuple[Array, Array]:

@@ -17,6 +17,7 @@ from numpyro_diffusion.guidance.base import (
     LogLikelihood,
     TiltedStep,
     Time,
+    finite,
     moments,
     normal_stack,
     spread,
@@ -42,6 +43,8 @@ class DPS(AbstractGuidance):
         step_size: Factor of $\nabla D$; the paper's $\zeta$ times $\sigma_y$.
 
     Error: has no limit in which it is exact, and `step_size` must be tuned.
+
+    Where the likelihood is exactly zero or has no finite gradient, a step is the prior's.
 
     Raises:
         TypeError: The forward process is not Gaussian.
@@ -95,9 +98,9 @@ class DPS(AbstractGuidance):
         )
         # At a perfect fit the gradient is zero as well, and so is the shift.
         misfit = jnp.sqrt(2.0 * jnp.where(gap > 0.0, gap, 1.0))
-        shift = spread(self.step_size / misfit, x_t) * gradient
+        shift = spread(self.step_size / misfit, x_t) * finite(gradient)
         mean, variance = moments(law)
-        return TiltedStep(law, normal_stack(mean + shift, variance), values)
+        return TiltedStep(law, normal_stack(mean + shift, variance), finite(values))
 
     def _best_of(self, num_rows: int) -> Float[Array, "*P"]:
         """`best` of each row: particle methods hand in all problems of each particle."""

@@ -16,11 +16,14 @@ from numpyro_diffusion.guidance.base import (
     Time,
     curvature,
     dot,
+    finite,
     over_stack,
+    spread,
     step_stack,
     terminal_stack,
     value_and_gradient,
 )
+from numpyro_diffusion.guidance.determinant import diagonal_curvature, log_determinant
 from numpyro_diffusion.guidance.newton import Limits, Problem, Values, mode_preimage
 from numpyro_diffusion.reverse import AbstractReverse, DenoisingError, ReverseStep
 
@@ -40,6 +43,17 @@ class AbstractCovariance(eqx.Module):
         s: Time,
     ) -> tuple[ReverseStep, Callable[[Array], Array]]:
         """The stack's untilted step, and a function that applies the covariance."""
+
+    def check_reverse(self, reverse: AbstractReverse, caller: str) -> None:
+        """Refuse a reverse process that does not tell this covariance.
+
+        Args:
+            reverse: The reverse process.
+            caller: Who asks, for the error.
+
+        Raises:
+            ValueError: Its covariance would be zero, and the data ignored.
+        """
 
 
 class Isotropic(AbstractCovariance):
@@ -64,6 +78,10 @@ class Isotropic(AbstractCovariance):
         else:
             variance = self.error(reverse.forward.schedule, t)
         return step_stack(reverse, x_t, t, s), lambda v: variance * v
+
+    def check_reverse(self, reverse: AbstractReverse, caller: str) -> None:
+        if self.error is None:
+            reverse.check_variance(caller)
 
 
 class Tweedie(AbstractCovariance):
@@ -114,18 +132,26 @@ class MomentMatching(AbstractGuidance):
     With $\hat x_0$ and V the mean and covariance of $x_0 | x_t$, the mean moves to
     $m = \hat x_0 + \delta$ where $\delta$ maximises
     $\log p(y | \hat x_0 + \delta) - \frac12 \delta^\top V^{-1} \delta$, and
-    $\log \psi_t$ is that maximum, up to a determinant that does not depend on x for
-    Gaussian likelihoods where V does not (see `determinant`). The maximum, a local one, is
-    found by Newton's method; each step solves $(V^{-1} + H)\, \Delta = b$ without
-    matrices, by conjugate gradients preconditioned with V: as many iterations as H has
-    distinct eigenvalues when V is isotropic (two for inpainting). H is the Fisher
+    $\log \psi_t$ is that maximum minus $\frac12 \log\det(I + H V)$ with the
+    curvature H there: under a Gaussian likelihood the density of y itself. The maximum, a
+    local one, is found by Newton's method; each step solves
+    $(V^{-1} + H)\, \Delta = b$ without matrices, by conjugate gradients preconditioned
+    with V: as many iterations as H has distinct eigenvalues when V is isotropic (two for
+    inpainting). H is the Fisher
     information where the observed distribution has one that `fisher` knows, else minus
     the Hessian of the log likelihood.
 
     For likelihoods that are quadratic in x one Newton step is exact, and one is taken. For
     others, steps that overshoot are halved, and Newton goes on until its quadratic model
     holds, for `max_newton` steps at most. Where H is not positive enough, the conjugate
-    gradients stop at the last point of positive curvature.
+    gradients stop at the last point of positive curvature. Where the likelihood or its
+    gradient is not finite at $\hat x_0$, as outside of hard limits, there is no tilt and
+    $\log \psi_t = 0$: the weights alone speak.
+
+    The width of a step is that of the reverse process' $r^2(t)$. Where H couples no
+    entries, each entry's is narrowed to $r^2 / (1 + r^2 h_i)$ by what was observed of it:
+    with $r^2$ alone the last steps would be wider than a precise observation, and
+    particles that know it well would be lost.
 
     Attributes:
         covariance: `Isotropic()` or `Tweedie()`.
@@ -134,12 +160,17 @@ class MomentMatching(AbstractGuidance):
             one step is not followed by another, draws that fit the data less well.
         tolerance: They end when the residual has shrunk by this factor.
         max_newton: Limit on the Newton steps.
-        determinant: Whether the twist has its factor $\det(I + H V)^{-1/2}$. It varies with
-            x_t if V does, as Tweedie's: under a Gaussian likelihood the twist is then
-            the density of y itself. It comes from the conjugate gradients at no cost, and
-            is exact for fewer observations than `max_iterations` which differ in how
-            well they are known; of many alike it counts one. Its derivative is not known
-            here (it is not a number), so that `ExpectedGuide` refuses it.
+        determinant: Whether the twist has its factor $\det(I + H V)^{-1/2}$. It depends on
+            x_t if V does, as Tweedie's, and above all on other latents, such as an unknown
+            noise scale: without it particles with the least noise win each resampling.
+            Exact if H is diagonal and V isotropic, if H couples no copies of small
+            events, or has at most 32 eigenvalues that are not zero; else up to what a few
+            random probes leave. It costs products with H, and with V if that is not
+            isotropic: as many as an event has entries, 32 at most, and four times
+            `max_iterations` where H has no structure; nothing where no twist is asked
+            for, as in `handlers.guide`. None is True, but for `ExpectedGuide`, which
+            leaves it out: the derivative is known only where H is diagonal or has small
+            blocks, and is not a number elsewhere.
 
     Source: Rozet et al. 2024, arXiv:2405.13712, for Gaussian likelihoods.
     """
@@ -148,7 +179,7 @@ class MomentMatching(AbstractGuidance):
     max_iterations: int = 32
     tolerance: float = 1e-4
     max_newton: int = 10
-    determinant: bool = False
+    determinant: bool | None = None
 
     def start(
         self,
@@ -168,10 +199,21 @@ class MomentMatching(AbstractGuidance):
         t: Time,
         s: Time,
     ) -> TiltedStep:
-        law, x0_hat, log_twist = self._condition(reverse, log_likelihood, x_t, t=t, s=s)
-        given = lambda x, x0: reverse.law_given(x, x0, t=t, s=s)
-        proposal = over_stack(given)(x_t, x0_hat)
+        law, x0, variance, log_twist = self._condition(
+            reverse, log_likelihood, x_t, t=t, s=s
+        )
+        proposal = over_stack(
+            lambda x, x0, v: reverse.law_given(x, x0, t=t, s=s, variance=v)
+        )(x_t, x0, variance)
         return TiltedStep(law, proposal, log_twist)
+
+    def check_reverse(
+        self, reverse: AbstractReverse, caller: str, *, weighed: bool
+    ) -> None:
+        super().check_reverse(reverse, caller, weighed=weighed)
+        self.covariance.check_reverse(reverse, caller)
+        if weighed:  # proposals have its width
+            reverse.check_variance(caller)
 
     def condition(
         self,
@@ -181,7 +223,8 @@ class MomentMatching(AbstractGuidance):
         t: Time,
     ) -> tuple[Float[Array, "P C *event"], Float[Array, " P"]]:
         """E[x_0 | x_t, y] and log psi_t(x_t)."""
-        return self._condition(reverse, log_likelihood, x_t, t=t, s=0.0)[1:]
+        _, x0, _, log_twist = self._condition(reverse, log_likelihood, x_t, t=t, s=0.0)
+        return x0, log_twist
 
     def _condition(
         self,
@@ -191,13 +234,19 @@ class MomentMatching(AbstractGuidance):
         *,
         t: Time,
         s: Time,
-    ) -> tuple[dist.Distribution, Float[Array, "P C *event"], Float[Array, " P"]]:
-        """The untilted law of x_s, E[x_0 | x_t, y] and log psi_t(x_t)."""
+    ) -> tuple[
+        dist.Distribution,
+        Float[Array, "P C *event"],
+        Float[Array, "P C *event"],
+        Float[Array, " P"],
+    ]:
+        """The untilted law of x_s, E[x_0 | x_t, y], a variance and log psi_t(x_t)."""
         if reverse.forward.values is not None:
             raise TypeError(
                 "MomentMatching: the process must be over real numbers, got "
                 f"{type(reverse.forward).__name__}; use ValueTilt."
             )
+        variance = jnp.broadcast_to(reverse.denoising_variance(t), x_t.shape)
         (x0_hat, law), covariance = self.covariance.step(reverse, x_t, t=t, s=s)
         # Closed-over values as arguments, so that a derivative reaches them.
         converted = [
@@ -212,9 +261,20 @@ class MomentMatching(AbstractGuidance):
         functions, values = zip(*converted, strict=True)
         problem, values = Problem(*functions), Values(*values)
         limits = Limits(self.max_iterations, self.tolerance, self.max_newton)
-        preimage, log_det = mode_preimage(problem, limits, x0_hat, values)
+        preimage = mode_preimage(problem, limits, x0_hat, values)
         shift = problem.covariance(preimage, *values.covariance)
-        log_twist = log_likelihood(x0_hat + shift) - 0.5 * dot(preimage, shift)
-        if self.determinant:
-            log_twist = log_twist - 0.5 * log_det
-        return law, x0_hat + shift, log_twist
+        mode = x0_hat + shift
+        log_twist = log_likelihood(mode) - 0.5 * dot(preimage, shift)
+        diagonal = diagonal_curvature(problem, mode, values)
+        # What the data say about each entry alone narrows it.
+        told = jnp.where(spread(diagonal.is_all, mode), diagonal.entries, 0.0)
+        variance = variance / (1.0 + variance * told)
+        if self.determinant is not False:
+            log_twist = log_twist - 0.5 * log_determinant(
+                problem,
+                self.max_iterations,
+                mode,
+                values,
+                diagonal if isinstance(self.covariance, Isotropic) else None,
+            )
+        return law, mode, variance, finite(log_twist)

@@ -45,7 +45,6 @@ class _Newton(NamedTuple):
         shift: V u.
         value: The log likelihood at the shifted mean.
         gradient: Its gradient there.
-        log_det: Of I + H V, as the last conjugate gradients saw it.
     """
 
     iteration: Array | int
@@ -54,7 +53,6 @@ class _Newton(NamedTuple):
     shift: Float[Array, "P C *event"]
     value: Float[Array, " P"]
     gradient: Float[Array, "P C *event"]
-    log_det: Float[Array, " P"]
 
     @property
     def objective(self) -> Float[Array, " P"]:
@@ -73,7 +71,6 @@ class _ConjugateGradients(NamedTuple):
     size: Float[Array, " P"]
     direction: Float[Array, "P C *event"]
     preimage: Float[Array, "P C *event"]
-    log_det: Float[Array, " P"]
 
 
 class Limits(NamedTuple):
@@ -109,7 +106,7 @@ class Values(NamedTuple):
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def mode_preimage(
     problem: Problem, limits: Limits, x0_hat: Float[Array, "P C *event"], values: Values
-) -> tuple[Float[Array, "P C *event"], Float[Array, " P"]]:
+) -> Float[Array, "P C *event"]:
     r"""The preimage $u = V^{-1} \delta$ of the mode's shift, for each problem.
 
     Args:
@@ -119,18 +116,20 @@ def mode_preimage(
         values: What else the problem depends on.
 
     Returns:
-        u, differentiable in the mean and all values, and $\log\det(I + H V)$ before the
-        last step, whose derivative is not a number. **Error:** where the likelihood is
+        u, differentiable in the mean and all values; zero where the likelihood or its
+        gradient at the mean is not finite. **Error:** where the likelihood is
         quadratic that of the conjugate gradients, `limits.tolerance` if that takes no more
         than their limit; else the last Newton step left a gradient of about 1e-3 of the
         first one, or `max_newton` ended it sooner. The maximum is a local one, never below
-        where it started. The determinant is that on the space which the conjugate
-        gradients spanned: all of it where H has few eigenvalues that are not zero and all
-        of them differ, as for few observations of different precision.
+        where it started.
     """
     at = lambda x: problem.likelihood(x, *values.likelihood)
     covariance = lambda v: problem.covariance(v, *values.covariance)
     value, first = at(x0_hat)
+    axes = tuple(range(1, first.ndim))
+    is_finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(first), axis=axes)
+    # Where there is no slope to follow, none is followed.
+    first = jnp.where(spread(is_finite, first), first, 0.0)
 
     def running(state: _Newton) -> Array:
         return (state.iteration < limits.max_newton) & jnp.any(state.active)
@@ -138,7 +137,7 @@ def mode_preimage(
     def iterate(state: _Newton) -> _Newton:
         here = x0_hat + state.shift
         bent = lambda v: problem.bend(here, v, *values.bend)
-        preimage, shift, log_det = _conjugate_gradients(
+        preimage, shift = _conjugate_gradients(
             state.gradient - state.preimage,
             covariance,
             bent,
@@ -158,14 +157,12 @@ def mode_preimage(
             state.shift + step,
             jnp.where(taken > 0.0, value, state.value),
             gradient,
-            jnp.where(taken > 0.0, log_det, state.log_det),
         )
 
-    nowhere = 0.0 * first  # what is not a number stays so
+    nowhere = jnp.zeros_like(first)
     active = dot(first, first) > 0.0
-    start = _Newton(0, active, nowhere, nowhere, value, first, jnp.zeros_like(value))
-    end = jax.lax.while_loop(running, iterate, start)
-    return end.preimage, end.log_det
+    start = _Newton(0, active, nowhere, nowhere, value, first)
+    return jax.lax.while_loop(running, iterate, start).preimage
 
 
 def _step_size(
@@ -193,8 +190,10 @@ def _step_size(
         way_back = dot(gradient - ahead.preimage, shift)
         rounding = 16.0 * epsilon * (jnp.abs(value) + jnp.abs(state.value))
         # Written so that what is not a number counts as overshooting.
-        is_fine = (way_back >= -0.5 * slope) & (
-            ahead.objective >= state.objective - rounding
+        is_fine = (
+            jnp.isfinite(value)
+            & (way_back >= -0.5 * slope)
+            & (ahead.objective >= state.objective - rounding)
         )
         return spread(~is_fine, shift)
 
@@ -219,9 +218,9 @@ def _step_size(
 @mode_preimage.defjvp
 def _jvp(
     problem: Problem, limits: Limits, primals: tuple, tangents: tuple
-) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+) -> tuple[Array, Array]:
     """The implicit function's derivative; a loop has none."""
-    preimage, log_det = mode_preimage(problem, limits, *primals)
+    preimage = mode_preimage(problem, limits, *primals)
 
     def right_side(x0_hat: Array, values: Values) -> Array:
         shift = problem.covariance(preimage, *values.covariance)
@@ -236,9 +235,7 @@ def _jvp(
     # the curvature is constant (JAX 0.10).
     bent = lambda v: -jax.jvp(gradient, (mode,), (v,))[1] + 0.0 * mode * v
     covariance = lambda v: problem.covariance(v, *values.covariance)
-    slope = _solve(change, covariance, bent, limits)
-    # Who asks for the determinant's derivative shall see that there is none.
-    return (preimage, log_det), (slope, jnp.full_like(log_det, jnp.nan))
+    return preimage, _solve(change, covariance, bent, limits)
 
 
 def _solve(
@@ -267,13 +264,12 @@ def _conjugate_gradients(
     curvature: Callable[[Array], Array],
     max_iterations: int,
     tolerance: float,
-) -> tuple[Float[Array, "P C *event"], Float[Array, "P C *event"], Float[Array, " P"]]:
+) -> tuple[Float[Array, "P C *event"], Float[Array, "P C *event"]]:
     r"""Solve $(V^{-1} + H)\, \delta = g$ for each problem, preconditioned with V.
 
     V is never inverted: beside each direction p its preimage $V^{-1} p$ is carried.
-    Returns $V^{-1} \delta$, $\delta$ and $\log\det(I + H V)$ on the space spanned: step
-    lengths are the inverse pivots of Lanczos' tridiagonal matrix. Where already the first
-    direction, $V g$, has no positive curvature, it is what is returned.
+    Returns $V^{-1} \delta$ and $\delta$. Where already the first direction, $V g$, has no
+    positive curvature, it is what is returned.
     """
     image = covariance(gradient)
     size = dot(gradient, image)
@@ -285,6 +281,7 @@ def _conjugate_gradients(
     def iterate(state: _ConjugateGradients) -> _ConjugateGradients:
         bent = state.preimage + curvature(state.direction)
         bend = dot(state.direction, bent)
+        bend = jnp.where(jnp.isfinite(bend), bend, jnp.nan)  # leads nowhere below
         # Downhill all the way: as far as the prior alone would go.
         is_lost = state.active & (bend <= 0.0) & (state.iteration == 0)
         active = state.active & (bend > 0.0)
@@ -304,20 +301,11 @@ def _conjugate_gradients(
             size,
             image + ratio * state.direction,
             residual + ratio * state.preimage,
-            state.log_det - jnp.log(jnp.where(active, pivot, 1.0)),
         )
 
     nothing = jnp.zeros_like(gradient)
     start = _ConjugateGradients(
-        0,
-        size > 0.0,
-        nothing,
-        nothing,
-        gradient,
-        size,
-        image,
-        gradient,
-        jnp.zeros_like(size),
+        0, size > 0.0, nothing, nothing, gradient, size, image, gradient
     )
     end = jax.lax.while_loop(running, iterate, start)
-    return end.solution, end.shift, end.log_det
+    return end.solution, end.shift

@@ -1,6 +1,7 @@
 """The 2015 paper's perturbation of each step by a guide, faithful and corrected."""
 
 import abc
+import dataclasses
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from numpyro_diffusion.guidance.base import (
     TiltedStep,
     Time,
     curvature,
+    finite,
     moments,
     normal_stack,
     over_stack,
@@ -45,6 +47,17 @@ class AbstractGuide(eqx.Module):
         t: Time,
     ) -> Float[Array, " P"]:
         """Log r_t(x_t) for each problem."""
+
+    def check_reverse(self, reverse: AbstractReverse, caller: str) -> None:
+        """Refuse a reverse process that lacks what this guide needs.
+
+        Args:
+            reverse: The reverse process.
+            caller: Who asks, for the error.
+
+        Raises:
+            ValueError: The guide would be that of no uncertainty about the data.
+        """
 
 
 class ConstantGuide(AbstractGuide):
@@ -79,10 +92,11 @@ class ExpectedGuide(AbstractGuide):
     (As `ValueTilt` does, where entries take few values.)
 
     Attributes:
-        matching: The approximation.
+        matching: The approximation. Its determinant is left out: the other latents do not
+            move while a guide steers.
 
     Raises:
-        ValueError: `matching` has `determinant=True`, which has no derivative.
+        ValueError: `matching` has `determinant=True`, which has no derivative in general.
     """
 
     matching: MomentMatching = MomentMatching()
@@ -91,7 +105,8 @@ class ExpectedGuide(AbstractGuide):
         if self.matching.determinant:
             raise ValueError(
                 "ExpectedGuide: matching must have determinant=False, got True: a guide "
-                "is differentiated, and the determinant is known without its derivative."
+                "is differentiated, and the determinant is known without its derivative "
+                "where the curvature has no simple structure."
             )
 
     def log_prob(
@@ -104,7 +119,11 @@ class ExpectedGuide(AbstractGuide):
         if reverse.forward.values is not None:
             x0_hat = over_stack(lambda x: reverse.denoise(x, t))(x_t)
             return tilted_values(reverse.forward, x0_hat, log_likelihood)[1]
-        return self.matching.condition(reverse, log_likelihood, x_t, t)[1]
+        matching = dataclasses.replace(self.matching, determinant=False)
+        return matching.condition(reverse, log_likelihood, x_t, t)[1]
+
+    def check_reverse(self, reverse: AbstractReverse, caller: str) -> None:
+        self.matching.check_reverse(reverse, caller, weighed=False)
 
 
 class MeanShift(AbstractGuidance):
@@ -139,8 +158,14 @@ class MeanShift(AbstractGuidance):
         s: Time,
     ) -> TiltedStep:
         law = over_stack(lambda x: reverse.transition(x, t=t, s=s))(x_t)
-        log_twist = self.guide.log_prob(reverse, log_likelihood, x_t, t)
+        log_twist = finite(self.guide.log_prob(reverse, log_likelihood, x_t, t))
         return TiltedStep(law, self._tilt(reverse, log_likelihood, law, s), log_twist)
+
+    def check_reverse(
+        self, reverse: AbstractReverse, caller: str, *, weighed: bool
+    ) -> None:
+        super().check_reverse(reverse, caller, weighed=weighed)
+        self.guide.check_reverse(reverse, caller)
 
     def _tilt(
         self,
@@ -158,7 +183,7 @@ class MeanShift(AbstractGuidance):
         _, gradient = value_and_gradient(
             lambda x: self.guide.log_prob(reverse, log_likelihood, x, s), mean
         )
-        return normal_stack(mean + variance * gradient, variance)
+        return normal_stack(mean + variance * finite(gradient), variance)
 
 
 class Product(AbstractGuidance):
@@ -205,8 +230,14 @@ class Product(AbstractGuidance):
         s: Time,
     ) -> TiltedStep:
         law = over_stack(lambda x: reverse.transition(x, t=t, s=s))(x_t)
-        log_twist = self.guide.log_prob(reverse, log_likelihood, x_t, t)
+        log_twist = finite(self.guide.log_prob(reverse, log_likelihood, x_t, t))
         return TiltedStep(law, self._tilt(reverse, log_likelihood, law, s), log_twist)
+
+    def check_reverse(
+        self, reverse: AbstractReverse, caller: str, *, weighed: bool
+    ) -> None:
+        super().check_reverse(reverse, caller, weighed=weighed)
+        self.guide.check_reverse(reverse, caller)
 
     def _tilt(
         self,
@@ -234,5 +265,5 @@ class Product(AbstractGuidance):
             "not positive; use MeanShift or MomentMatching.",
         )
         return normal_stack(
-            mean + variance * gradient / precision, variance / precision
+            mean + variance * finite(gradient) / precision, variance / precision
         )

@@ -10,6 +10,7 @@ from numpyro_diffusion.guidance.base import (
     LogLikelihood,
     TiltedStep,
     Time,
+    finite,
     step_stack,
     terminal_stack,
 )
@@ -29,8 +30,9 @@ class Unguided(AbstractGuidance):
     Attributes:
         power: The twist is $\log \psi_t = \bar\alpha(t)^{power} \log p(y | \hat x_0)$ (for
             bits at their likelier values): 0 at the noise, the likelihood at the data.
-            None for no twist before the data, as a likelihood needs that can be exactly
-            zero: a twist of zero would kill particles that may still come right.
+            None for no twist before the data. Where the likelihood is exactly zero, or no
+            number, the twist is one: particles that may still come right are not killed
+            before the data.
     """
 
     power: float | None = eqx.field(static=True, default=1.0)
@@ -60,4 +62,4 @@ class Unguided(AbstractGuidance):
             x0_hat = likeliest(reverse.forward, x0_hat)
         # The mean is for processes whose entries have schedules of their own.
         trust = jnp.mean(reverse.forward.schedule.alpha_bar(t)) ** self.power
-        return TiltedStep(law, law, trust * log_likelihood(x0_hat))
+        return TiltedStep(law, law, trust * finite(log_likelihood(x0_hat)))

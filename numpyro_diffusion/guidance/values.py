@@ -20,6 +20,7 @@ from numpyro_diffusion.guidance.base import (
     LogLikelihood,
     TiltedStep,
     Time,
+    finite,
     over_stack,
     step_stack,
     terminal_stack,
@@ -112,9 +113,11 @@ def tilted_values(
     entries = jnp.arange(flat.shape[1])
     gains = jax.vmap(jax.vmap(gain, (None, 0)), (0, None))(entries, values)
     gains = jnp.moveaxis(gains, -1, 0).reshape(*x.shape, num_values)
+    # Where an entry is impossible either way, others are to blame.
+    gains = jnp.where(jnp.isnan(gains), 0.0, gains)
     # No difference at all where the value is what it was.
     is_best = best[..., None] == jnp.arange(num_values)
     tilted = logits + jnp.where(is_best, 0.0, gains)
     log_mean = jax.nn.logsumexp(tilted, axis=-1)
     total = jnp.sum(log_mean, axis=tuple(range(1, log_mean.ndim)))
-    return over_stack(forward.mean_of)(tilted), here + total
+    return over_stack(forward.mean_of)(tilted), finite(here + total)

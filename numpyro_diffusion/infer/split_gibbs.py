@@ -36,7 +36,6 @@ from numpyro.infer.hmc import HMC
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
 
-from numpyro_diffusion.infer._problem import free_latents
 from numpyro_diffusion.infer._relaxed import (
     Relaxed,
     checked_sites,
@@ -45,6 +44,7 @@ from numpyro_diffusion.infer._relaxed import (
 )
 from numpyro_diffusion.model.checks import check_start
 from numpyro_diffusion.model.messengers import unwrapped
+from numpyro_diffusion.model.problem import free_latents
 from numpyro_diffusion.model.sites import (
     deterministics_too,
     latent_diffusion_sites,

@@ -6,6 +6,7 @@ from numpyro_diffusion.reverse.base import (
     AbstractTrainableReverse,
     DenoisingError,
     ReverseStep,
+    unmeasured,
 )
 from numpyro_diffusion.reverse.denoising import DenoisingReverse
 from numpyro_diffusion.reverse.predictions import (
@@ -26,4 +27,5 @@ __all__ = [
     "ReverseStep",
     "VelocityPrediction",
     "analytic",
+    "unmeasured",
 ]

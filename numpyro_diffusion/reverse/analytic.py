@@ -8,6 +8,9 @@ of steps, up to what the schedule leaves of the signal at t = 1.
 Events are vectors, of shape (dim,).
 """
 
+from typing import Any
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
@@ -18,6 +21,8 @@ from numpyro_diffusion.forward import BernoulliForward, GaussianForward
 from numpyro_diffusion.reverse.base import AbstractReverse, ReverseStep
 
 __all__ = ["BinaryPatternsReverse", "GaussianReverse", "MixtureReverse"]
+
+_GAUSSIAN_FIELDS = ("forward", "mean", "eigenvalues", "eigenvectors")
 
 
 class GaussianReverse(AbstractReverse):
@@ -51,6 +56,22 @@ class GaussianReverse(AbstractReverse):
                 "GaussianReverse: covariance must be positive definite, its smallest "
                 f"eigenvalue is {float(self.eigenvalues[0])}."
             )
+
+    def to_config(self) -> dict[str, Any]:
+        """What `save` keeps: the covariance as it is held, by its eigenvectors."""
+        return {name: getattr(self, name) for name in _GAUSSIAN_FIELDS}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "GaussianReverse":
+        """The inverse of `to_config`, for `load`.
+
+        To the last bit: a covariance multiplied out and taken apart again would be
+        rounded, and one that is nearly singular might not be positive definite any more.
+        """
+        forward, mean, *spectrum = (config[name] for name in _GAUSSIAN_FIELDS)
+        white = cls(forward, mean, jnp.eye(len(mean)))
+        where = lambda reverse: (reverse.eigenvalues, reverse.eigenvectors)
+        return eqx.tree_at(where, white, tuple(spectrum))
 
     def marginal(self, t: ArrayLike) -> dist.Distribution:
         """The exact law of x_t; at `t = 0` the law of the data."""

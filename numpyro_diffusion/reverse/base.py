@@ -35,6 +35,7 @@ __all__ = [
     "AbstractTrainableReverse",
     "DenoisingError",
     "ReverseStep",
+    "unmeasured",
 ]
 
 
@@ -94,13 +95,22 @@ class AbstractReverse(eqx.Module):
         *,
         t: ArrayLike,
         s: ArrayLike,
+        variance: Float[Array, "..."] | None = None,
     ) -> dist.Distribution:
         """The law of x_s given x_t, were `x0_hat` the mean of x_0.
 
         With `denoise(x_t, t)` for `x0_hat` it is the process's own step; with another
         guess, which knows the data, a guided one.
+
+        Args:
+            x_t: The noisy event.
+            x0_hat: The mean of x_0, of the forward process's `mean_shape`.
+            t: The time of `x_t`.
+            s: The earlier (cleaner) time.
+            variance: Variance of x_0 about this mean, one number or one per entry; by
+                default `denoising_variance(t)`.
         """
-        variance = self.denoising_variance(t)
+        variance = self.denoising_variance(t) if variance is None else variance
         return self.forward.averaged_posterior(x_t, x0_hat, variance, s=s, t=t)
 
     def step(
@@ -141,6 +151,26 @@ class AbstractReverse(eqx.Module):
                 f"{caller}: num_steps must be that of the {type(self).__name__}, "
                 f"{self.chain_length}, got {num_steps}."
             )
+
+    def check_width(self, caller: str) -> None:
+        """Refuse a method that weighs by the densities of steps that have no width.
+
+        Args:
+            caller: Who asks, for the error.
+
+        Raises:
+            ValueError: The step to t = 0 is known to have none.
+        """
+
+    def check_variance(self, caller: str) -> None:
+        """Refuse a method that reads `denoising_variance` where it is not known.
+
+        Args:
+            caller: Who asks, for the error.
+
+        Raises:
+            ValueError: It stands at zero because nobody has measured it.
+        """
 
 
 class AbstractTrainableReverse(AbstractReverse):
@@ -191,3 +221,14 @@ class AbstractTrainableReverse(AbstractReverse):
         """A copy with this measured denoising error."""
         is_leaf = lambda leaf: leaf is None
         return eqx.tree_at(lambda r: r.error, self, error, is_leaf=is_leaf)
+
+
+def unmeasured(caller: str, reverse: AbstractReverse) -> ValueError:
+    """The error of a reverse process whose denoising error was never measured."""
+    name = type(reverse).__name__
+    return ValueError(
+        f"{caller}: the reverse process must have a measured denoising error, got a {name} "
+        "with error=None, which gives its laws no width near the data. Measure it on data "
+        "like those that the network has learned, error = nd.denoising_error(reverse, "
+        f"data, key=key), and build {name}(..., error=error)."
+    )

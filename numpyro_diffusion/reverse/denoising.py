@@ -8,7 +8,11 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num
 
 from numpyro_diffusion.forward import AbstractForward
-from numpyro_diffusion.reverse.base import AbstractTrainableReverse, DenoisingError
+from numpyro_diffusion.reverse.base import (
+    AbstractTrainableReverse,
+    DenoisingError,
+    unmeasured,
+)
 from numpyro_diffusion.reverse.predictions import (
     AbstractPrediction,
     default_prediction,
@@ -28,7 +32,8 @@ class DenoisingReverse(AbstractTrainableReverse):
             diffusion.
         error: Measured denoising error, which widens Gaussian transitions by what the
             network cannot know. Without it (before training) the last step to t = 0
-            has no width at all: draws are fine there, densities are not.
+            has no width at all: draws are fine there, densities are not, and particle
+            methods refuse it.
 
     Raises:
         TypeError: The prediction does not fit the forward process.
@@ -62,6 +67,13 @@ class DenoisingReverse(AbstractTrainableReverse):
     def denoise(self, x_t: Num[Array, "*event"], t: ArrayLike) -> Float[Array, "..."]:
         output = self.output(x_t, t)
         return self.prediction.denoise(self.forward, output, x_t, t)
+
+    def check_width(self, caller: str) -> None:
+        if self.error is None and self.forward.takes_variance:
+            raise unmeasured(caller, self)
+
+    def check_variance(self, caller: str) -> None:
+        self.check_width(caller)
 
     def loss(
         self, x0: Num[Array, "*event"], x_t: Num[Array, "*event"], t: ArrayLike

@@ -88,6 +88,14 @@ class JointReverse(AbstractReverse):
         variances = [part.denoising_variance(t) for part in self.parts]
         return _repeated(variances, self._sizes)
 
+    def check_width(self, caller: str) -> None:
+        for part in self.parts:
+            part.check_width(caller)
+
+    def check_variance(self, caller: str) -> None:
+        for part in self.parts:
+            part.check_variance(caller)
+
     def step(
         self, x_t: Float[Array, " size"], *, t: ArrayLike, s: ArrayLike
     ) -> ReverseStep:

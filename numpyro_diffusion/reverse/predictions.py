@@ -186,7 +186,7 @@ def check_unit_variance(caller: str, data: np.ndarray) -> None:
         raise ValueError(
             f"{caller} must have about unit variance and zero mean for Gaussian "
             f"diffusion, got a mean square of {power:.3g}; subtract the mean and "
-            "divide by the standard deviation."
+            'divide by the standard deviation, as fit(..., scaling="standard") does.'
         )
 
 

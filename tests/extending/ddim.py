@@ -34,7 +34,7 @@ class DDIM(nd.AbstractReverse):
     def denoising_variance(self, t):
         return self.base.denoising_variance(t)
 
-    def law_given(self, x_t, x0_hat, *, t, s):
+    def law_given(self, x_t, x0_hat, *, t, s, variance=None):
         schedule = self.forward.schedule
         cos_s, cos_t = jnp.cos(schedule.angle(s)), jnp.cos(schedule.angle(t))
         _, on_x_t, bridge = self.forward.bridge_coefficients(s=s, t=t)
@@ -44,5 +44,6 @@ class DDIM(nd.AbstractReverse):
         on_x0 = cos_s - on_noise * cos_t
         mean = on_x0 * x0_hat + on_noise * x_t
         # What is uncertain about x_0 widens the step, the last one above all.
-        variance = added + on_x0**2 * self.denoising_variance(t)
-        return dist.Normal(mean, jnp.sqrt(variance)).to_event(mean.ndim)
+        variance = self.denoising_variance(t) if variance is None else variance
+        scale = jnp.sqrt(added + on_x0**2 * variance)
+        return dist.Normal(mean, scale).to_event(mean.ndim)

@@ -200,21 +200,32 @@ def test_ddim_draws_and_conditions_as_its_own_chain(eta):
 
 def test_ddim_wraps_a_trained_process(trained_gaussian):
     prior = nd.DiffusionPrior(DDIM(trained_gaussian, 0.5), (1,), num_steps=50)
-    draws = prior.sample(jax.random.key(5), (4000,))
-    # The network's share: a twentieth of the data's width in mean and in width.
-    assert abs(float(draws.mean())) < 0.05 + 5 / np.sqrt(4000)
-    assert abs(float(draws.std()) - 1.0) < 0.05 + 5 / np.sqrt(2 * 4000)
+    assert_learned_draws(prior.sample(jax.random.key(5), (4000,)))
+
+
+def assert_learned_draws(draws):
+    """Mean and width are the data's: to five standard errors, and a tenth for a network.
+
+    A network that predicts zeros has the mean 0 and the width 1, and fails.
+    """
+    num = len(draws)
+    assert abs(float(draws.mean()) - MEAN) < SCALE * (0.1 + 5 / np.sqrt(num))
+    assert abs(float(draws.std()) / SCALE - 1.0) < 0.1 + 5 / np.sqrt(2 * num)
 
 
 @pytest.fixture(scope="module")
 def trained_gaussian():
-    """A network for N(0, 1) in one dimension, from a stream of data."""
-    network = nd.networks.MLP((1,), width=16, depth=1, key=jax.random.key(6))
-    return fitted(nd.DenoisingReverse(COSINE, network))
+    """A network for N(MEAN, SCALE^2) in one dimension, from a stream of data."""
+    return fitted(untrained(COSINE))
 
 
-def fitted(reverse, num_steps=500):
-    source = GaussianStream(batch_size=128, dim=1)
+def untrained(forward, prediction=None):
+    network = nd.networks.MLP((1,), width=32, depth=1, key=jax.random.key(6))
+    return nd.DenoisingReverse(forward, network, prediction)
+
+
+def fitted(reverse, num_steps=800):
+    source = GaussianStream(batch_size=256, dim=1, mean=MEAN, scale=SCALE)
     held_out = source(jax.random.key(7), 0)
     return nd.fit(
         reverse,
@@ -226,16 +237,18 @@ def fitted(reverse, num_steps=500):
     ).reverse
 
 
+def distance(reverse, exact):
+    """Root mean square between two denoisers, over levels and noisy values."""
+    times, x = jnp.linspace(0.1, 0.9, 9), jnp.linspace(-3.0, 3.0, 13)[:, None]
+    gap = lambda x, t: reverse.denoise(x, t) - exact.denoise(x, t)
+    gaps = jax.vmap(lambda t: jax.vmap(lambda x: gap(x, t))(x))(times)
+    return float(jnp.sqrt(jnp.mean(gaps**2)))
+
+
 def test_a_source_streams(trained_gaussian):
-    """The denoiser of N(0, 1) is x_t cos(theta), whatever the level."""
-    times = jnp.linspace(0.1, 0.9, 9)
-    x = jnp.linspace(-2.0, 2.0, 9)[:, None]
-    exact = jax.vmap(lambda t: jnp.cos(COSINE.schedule.angle(t)) * x)(times)
-    denoised = jax.vmap(
-        lambda t: jax.vmap(lambda x: trained_gaussian.denoise(x, t))(x)
-    )(times)
-    assert float(jnp.sqrt(jnp.mean((denoised - exact) ** 2))) < 0.1
-    assert float(jnp.sqrt(jnp.mean((x - exact) ** 2))) > 0.3  # who changes nothing
+    # A batch's own mean is off by a tenth of the data's width.
+    assert distance(trained_gaussian, GAUSSIAN) < 0.1 * SCALE
+    assert distance(untrained(COSINE), GAUSSIAN) > 0.2 * SCALE  # control
 
 
 # ---- a sampler
@@ -266,8 +279,7 @@ def test_heun_draws_and_is_refused_where_a_chain_is_needed(trained_gaussian):
     )
     assert_gaussian_posterior(chain, MEAN, SCALE**2)
     learned = nd.DiffusionPrior(trained_gaussian, (1,), sampler=Heun(40))
-    draws = learned.sample(jax.random.key(11), (num,))
-    assert abs(float(draws.std()) - 1.0) < 0.05 + 5 / np.sqrt(2 * num)
+    assert_learned_draws(learned.sample(jax.random.key(11), (num,)))
 
 
 # ---- a prediction
@@ -310,9 +322,11 @@ def test_edm_refuses_what_it_does_not_fit():
 
 
 def test_edm_is_learned():
-    network = nd.networks.MLP((1,), width=16, depth=1, key=jax.random.key(13))
-    reverse = fitted(nd.DenoisingReverse(SHORT, network, EDMPrediction()))
-    times, x = jnp.linspace(0.1, 0.9, 9), jnp.linspace(-2.0, 2.0, 9)[:, None]
-    exact = jax.vmap(lambda t: jnp.cos(SHORT.schedule.angle(t)) * x)(times)
-    denoised = jax.vmap(lambda t: jax.vmap(lambda x: reverse.denoise(x, t))(x))(times)
-    assert float(jnp.sqrt(jnp.mean((denoised - exact) ** 2))) < 0.1
+    start = untrained(SHORT, EDMPrediction())
+    exact = nd.analytic.GaussianReverse(
+        SHORT, jnp.array([MEAN]), jnp.array([[SCALE**2]])
+    )
+    assert distance(fitted(start), exact) < 0.1 * SCALE
+    assert (
+        distance(start, exact) > 0.2 * SCALE
+    )  # control: it takes the data for N(0, 1)

@@ -10,7 +10,7 @@ from numpyro.handlers import mask, scale
 
 from numpyro_diffusion import DiffusionPrior, GaussianForward, Likelihood
 from numpyro_diffusion import guidance as g
-from numpyro_diffusion.infer._problem import Problem, whole_problem
+from numpyro_diffusion.model.problem import Problem, whole_problem
 from numpyro_diffusion.reverse.analytic import GaussianReverse
 from numpyro_diffusion.schedules import cosine
 
@@ -48,7 +48,7 @@ def test_curvature_of_a_model_is_its_fisher_information():
 
 def test_a_scoring_step_is_that_of_the_linearised_model():
     """One step, in closed form; the control knows the Hessian only."""
-    t, limits = 0.5, {"tolerance": 1e-12, "max_newton": 1, "determinant": True}
+    t, limits = 0.5, {"tolerance": 1e-12, "max_newton": 1}
     matching = g.MomentMatching(**limits)
     likelihood = Likelihood(squares, "x", (Y,))
     expected = lambda stack, truth: likelihood.expected(
@@ -64,7 +64,8 @@ def test_a_scoring_step_is_that_of_the_linearised_model():
     mean, twist = matching.condition(REVERSE, scoring, x_t, t)
     np.testing.assert_allclose(mean[0, 0] - x0, shift, rtol=1e-8)
     value = likelihood(x0 + shift) - 0.5 * jnp.sum(shift**2 / variance)
-    log_det = jnp.sum(jnp.log1p(seen))
+    # The determinant is that at the end of the step, as Laplace's method has it.
+    log_det = jnp.sum(jnp.log1p(variance * (2.0 * (x0 + shift)) ** 2 / SIGMA**2))
     np.testing.assert_allclose(twist[0], value - 0.5 * log_det, rtol=1e-8)
     newton, _ = matching.condition(REVERSE, likelihood.per_problem, x_t, t)
     assert jnp.max(jnp.abs(newton - mean)) > 1e-3  # tolerance above: 1e-8
@@ -80,7 +81,10 @@ def test_scoring_and_newton_agree_at_the_end():
     likelihood = Likelihood(counts, "x", (jnp.array([4, 0]),))
     problem = Problem(counts, ["x"], (jnp.array([4, 0]),), {})
     scoring = g.ModelLikelihood(problem.log_likelihood, problem.expected)
-    x_t, matching = jnp.array([[[0.9, -0.7]]]), g.MomentMatching(max_newton=40)
+    x_t, matching = (
+        jnp.array([[[0.9, -0.7]]]),
+        g.MomentMatching(max_newton=40, determinant=False),
+    )
     ours = matching.condition(REVERSE, scoring, x_t, 0.5)
     newton = matching.condition(REVERSE, likelihood.per_problem, x_t, 0.5)
     np.testing.assert_allclose(ours[0], newton[0], atol=1e-3)

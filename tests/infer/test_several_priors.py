@@ -13,7 +13,7 @@ from numpyro.infer import MCMC, NUTS, Gibbs
 from reference import gaussian_posterior, mean_z_scores
 
 import numpyro_diffusion as nd
-from numpyro_diffusion.infer._problem import Problem
+from numpyro_diffusion.model.problem import Problem
 from numpyro_diffusion.model.sites import jointly
 
 COSINE = nd.GaussianForward(nd.schedules.cosine())
