@@ -200,7 +200,7 @@ class ParticleGibbs(MCMCKernel):
         check_start(_CALLER, values, jax.jit(problem.log_likelihood)(stack))
         keys = jax.random.split(path_key, stack.shape[:2])
         noising = lambda key, x0: noising_path(
-            problem.reverse.forward, key, x0, problem.grid
+            key, problem.reverse.forward, x0, problem.grid
         )
         # The trajectory's axis first, then the stack's.
         path = jax.vmap(jax.vmap(noising, 0, 1), 0, 1)(keys, stack)

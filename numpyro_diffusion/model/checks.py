@@ -10,6 +10,8 @@ from jax.core import Tracer
 from jaxtyping import Array
 from numpyro.distributions.distribution import MaskedDistribution
 
+from numpyro_diffusion.model.private import mask_of
+
 __all__ = ["check_all_given", "check_drawable", "check_observations", "check_start"]
 
 
@@ -105,9 +107,9 @@ def _hidden(fn: Any, shape: tuple[int, ...]) -> np.ndarray | None:
         fn, (MaskedDistribution, dist.ExpandedDistribution, dist.Independent)
     ):
         if isinstance(fn, MaskedDistribution):
-            if isinstance(fn._mask, Tracer):
+            if isinstance(mask_of(fn), Tracer):
                 return None
-            mask = np.asarray(fn._mask)
+            mask = np.asarray(mask_of(fn))
             hidden |= ~mask.reshape(mask.shape + (1,) * fn.event_dim)
         fn = fn.base_dist
     return hidden

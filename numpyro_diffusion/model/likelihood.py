@@ -26,7 +26,6 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float, Num
 from numpyro.distributions.distribution import MaskedDistribution
 from numpyro.handlers import seed, substitute
-from numpyro.infer.util import compute_log_probs
 
 from numpyro_diffusion.model.checks import check_observations
 from numpyro_diffusion.model.fisher import divergence
@@ -37,6 +36,7 @@ from numpyro_diffusion.model.messengers import (
     unwrapped,
 )
 from numpyro_diffusion.model.partition import Partition, partition
+from numpyro_diffusion.model.private import compute_log_probs
 
 __all__ = ["Likelihood"]
 

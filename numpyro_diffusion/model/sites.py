@@ -8,8 +8,6 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array
 from numpyro.handlers import seed, substitute, trace
-from numpyro.infer.gibbs import GIBBS_SITES_KWARG
-from numpyro.ops.provenance import eval_provenance
 from numpyro.primitives import Messenger
 
 from numpyro_diffusion.model.messengers import (
@@ -19,6 +17,7 @@ from numpyro_diffusion.model.messengers import (
     prior_sites,
     unwrapped,
 )
+from numpyro_diffusion.model.private import GIBBS_SITES_KWARG, eval_provenance
 from numpyro_diffusion.prior import DiffusionPrior
 from numpyro_diffusion.reverse.joint import JointReverse
 
