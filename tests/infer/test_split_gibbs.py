@@ -125,7 +125,9 @@ def test_control_denoising_from_the_wrong_level_is_rejected(monkeypatch):
     monkeypatch.setattr(
         split_room,
         "denoised_draw",
-        lambda key, prior, z, rho: denoised_draw(key, prior, z, rho**2),
+        lambda key, reverse, z, rho, grid: denoised_draw(
+            key, reverse, z, rho**2, grid=grid
+        ),
     )
     x = np.asarray(plated_draws().get_samples()["x"])
     assert gaussian_z_scores(x, BLURRED).max() > 2 * LIMIT
@@ -210,7 +212,13 @@ def test_two_sites_move_jointly():
 def test_denoised_draw_has_the_exact_law(rho):
     """Between grid times too; five moments, six standard errors: 1e-8."""
     z, num = jnp.array([0.7, 0.4]), 20_000
-    draws = denoised_draw(jax.random.key(0), GAUSSIAN, jnp.tile(z, (num, 1)), rho)
+    draws = denoised_draw(
+        jax.random.key(0),
+        GAUSSIAN.reverse,
+        jnp.tile(z, (num, 1)),
+        rho,
+        grid=GAUSSIAN.grid,
+    )
     mean, covariance = gaussian_posterior(
         MEAN, COVARIANCE, np.eye(2), np.asarray(z), rho
     )
@@ -231,9 +239,8 @@ def test_denoised_draw_runs_only_the_end_of_the_chain():
             return super().step(x_t, t=t, s=s)
 
     reverse = Counting(FORWARD, jnp.zeros(1), jnp.eye(1))  # pyright: ignore
-    prior = nd.DiffusionPrior(reverse, (1,), num_steps=8)
-    steps.clear()
-    denoised_draw(jax.random.key(0), prior, jnp.zeros((1, 1)), 0.9)
+    grid = nd.schedules.uniform_grid(8)
+    denoised_draw(jax.random.key(0), reverse, jnp.zeros((1, 1)), 0.9, grid=grid)
     start = 2 / np.pi * np.arctan(0.9)
     expected = [(start, 3 / 8), (3 / 8, 2 / 8), (2 / 8, 1 / 8), (1 / 8, 0.0)]
     np.testing.assert_allclose(steps, expected, rtol=1e-12)
