@@ -109,7 +109,7 @@ def test_control_a_block_that_forgets_the_width_is_rejected(monkeypatch):
         wide = dist.Normal(0.0, 2.0).expand(self._x.shape).to_event(fn.event_dim)
         _, value = tie(self, name, fn, obs)
         # Its own prior replaced by one of twice the width.
-        offset = (value - self._x) / self._rho
+        offset = (value - self._x) / self._width
         unit = dist.Normal(0.0, 1.0).expand(self._x.shape).to_event(fn.event_dim)
         numpyro.factor(f"{name}_loose", wide.log_prob(offset) - unit.log_prob(offset))
         return None, value
