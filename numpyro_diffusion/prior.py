@@ -245,7 +245,7 @@ def _sample(
     # make them took half a millisecond.
     reverse, sampler, _ = eqx.combine(arrays, static)
     keys = jax.random.split(key, math.prod(sample_shape))
-    draws = jax.vmap(lambda key: sampler.sample(reverse, key, event_shape))(keys)
+    draws = jax.vmap(lambda key: sampler.sample(key, reverse, event_shape))(keys)
     return draws.reshape(sample_shape + event_shape)
 
 

@@ -175,16 +175,16 @@ def as_float(x: Num[Array, "*event"]) -> Float[Array, "*event"]:
 
 
 def noising_path(
-    forward: AbstractForward,
     key: Array,
+    forward: AbstractForward,
     x0: Num[Array, "*event"],
     grid: Float[Array, " num_times"],
 ) -> Num[Array, "num_times *event"]:
     """Draw a forward trajectory x_0, x_1, ..., x_T step by step.
 
     Args:
-        forward: The forward process.
         key: Random key, used once.
+        forward: The forward process.
         x0: The clean event.
         grid: Increasing times from 0 to 1, `num_steps + 1` of them.
 

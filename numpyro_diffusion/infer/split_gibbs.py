@@ -42,7 +42,9 @@ from numpyro_diffusion.infer._relaxed import (
     offset_name,
     offsets,
 )
+from numpyro_diffusion.model.checks import check_start
 from numpyro_diffusion.model.messengers import unwrapped
+from numpyro_diffusion.model.problem import free_latents
 from numpyro_diffusion.model.sites import (
     deterministics_too,
     latent_diffusion_sites,
@@ -259,6 +261,8 @@ class SplitGibbs(MCMCKernel):
         value_key, tie_key, inner_key, rng_key = jax.random.split(key, 4)
         given = dict(given or {})
         sites = latent_diffusion_sites(self._model, args, kwargs)
+        free = free_latents(self._model, args, kwargs)
+        check_start(given, {n: v.shape for n, v in free.items()}, "SplitGibbs")
         rho = jnp.asarray(self._start_rho)
         x, relaxed, widths = {}, {}, {}
         for i, (name, site) in enumerate(sites.items()):

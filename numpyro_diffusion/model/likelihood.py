@@ -26,8 +26,8 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float, Num
 from numpyro.distributions.distribution import MaskedDistribution
 from numpyro.handlers import seed, substitute
-from numpyro.infer.util import compute_log_probs
 
+from numpyro_diffusion.model.checks import check_observations
 from numpyro_diffusion.model.fisher import divergence
 from numpyro_diffusion.model.messengers import (
     OmitPrior,
@@ -36,6 +36,7 @@ from numpyro_diffusion.model.messengers import (
     unwrapped,
 )
 from numpyro_diffusion.model.partition import Partition, partition
+from numpyro_diffusion.model.private import compute_log_probs
 
 __all__ = ["Likelihood"]
 
@@ -66,7 +67,8 @@ class Likelihood:
 
     Raises:
         ValueError: The site is not a latent of the model, other latents have no value,
-            the site's prior is scaled or masked, or the model has a subsampled plate.
+            the site's prior is scaled or masked, the model has a subsampled plate, or
+            data that no mask hides are not numbers.
     """
 
     def __init__(
@@ -215,6 +217,7 @@ class Likelihood:
         args, kwargs, others = self._inputs
         model = _Reusable(self._model, others)
         sites = prototype(model, args, kwargs, lambda fn: True, only=name)
+        check_observations(sites, "Likelihood")
         message = sites.get(name)
         latents = [n for n, m in sites.items() if _is_latent(m)]
         if message is None or not message["infer"].get("_placeholder", False):

@@ -65,9 +65,9 @@ class Ancestral(AbstractSampler):
         return True
 
     def sample(
-        self, reverse: AbstractReverse, key: Array, event_shape: tuple[int, ...]
+        self, key: Array, reverse: AbstractReverse, event_shape: tuple[int, ...]
     ) -> Num[Array, "*event"]:
-        return ancestral_sample(reverse, key, event_shape, self.grid)
+        return ancestral_sample(key, reverse, event_shape, self.grid)
 
     def check(self, caller: str, reverse: AbstractReverse) -> None:
         reverse.check_grid(caller, self.num_steps)
@@ -79,16 +79,16 @@ class Ancestral(AbstractSampler):
 
 
 def ancestral_sample(
-    reverse: AbstractReverse,
     key: Array,
+    reverse: AbstractReverse,
     event_shape: tuple[int, ...],
     grid: Float[Array, " num_times"],
 ) -> Num[Array, "*event"]:
     r"""Draw one event by running the reverse chain from noise down a time grid.
 
     Args:
-        reverse: The reverse process.
         key: Random key, used once.
+        reverse: The reverse process.
         event_shape: Shape of one event.
         grid: Increasing times from 0 to 1, `num_steps + 1` of them.
 

@@ -259,7 +259,7 @@ def test_heun_is_of_second_order():
     key = jax.random.key(9)
     z = COSINE.terminal((1,)).sample(key)
     errors = [
-        abs(float(Heun(n, 1e-6).sample(GAUSSIAN, key, (1,))[0] - MEAN - SCALE * z[0]))
+        abs(float(Heun(n, 1e-6).sample(key, GAUSSIAN, (1,))[0] - MEAN - SCALE * z[0]))
         for n in (20, 40, 80)
     ]
     orders = np.log2(np.array(errors[:-1]) / errors[1:])
