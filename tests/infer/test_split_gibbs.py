@@ -11,6 +11,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from numpyro import handlers
 from numpyro.infer import MCMC, NUTS, Gibbs
 from reference import gaussian_posterior, mean_z_scores
 
@@ -361,3 +362,14 @@ def test_a_schedule_that_ends_below_the_first_width_is_refused():
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         nd.infer.SplitGibbs(plated_model, **arguments)
+
+
+def test_names_under_a_scope_are_prefixed_once():
+    model = handlers.scope(plated_model, prefix="a")
+    kernel = nd.infer.SplitGibbs(model, rho=0.3)
+    plain = run(nd.infer.SplitGibbs(plated_model, rho=0.3), Y, num_samples=5)
+    scoped = run(kernel, Y, num_samples=5)
+    assert set(scoped.get_samples()) == {f"a/{n}" for n in plain.get_samples()}
+    np.testing.assert_allclose(
+        scoped.get_samples()["a/x"], plain.get_samples()["x"], rtol=1e-6
+    )
