@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import optax
 from numpyro.handlers import seed
 from sampling import applications, linearised_calls, network_calls
 from timing import describe, measure, report, use_one_core
@@ -31,7 +32,7 @@ from twins import Convolutional, Dense
 
 import numpyro_diffusion as nd
 from numpyro_diffusion.guidance import MomentMatching, Tweedie
-from numpyro_diffusion.training import loop as training
+from numpyro_diffusion.training import steps
 
 OURS = ("numpyro_diffusion", "x ours")
 FLOOR = "floor: network calls"
@@ -86,7 +87,7 @@ def sampling(name, network, num_events, num_steps, peers, with_azula, with_diffu
 def fitting(name, network, num_steps, peers, with_azula, with_diffusers, batch=128):
     shape = (batch * num_steps, *network.event_shape)
     sizes = (network, jax.random.normal(jax.random.key(0), shape), batch, num_steps)
-    adam, default = training.optax.adam(1e-3), training._default_optimizer(1000)
+    adam, default = optax.adam(1e-3), steps.default_optimizer(1000)
     floor = "floor: gradient and Adam, one call per step"
     functions = {
         floor: floor_steps(*sizes, adam, fused=False),

@@ -75,8 +75,8 @@ class Counted(AbstractCovariance):
 
     calls: Counter = eqx.field(static=True)
 
-    def step(self, reverse, x_t, t, s):
-        step, apply = Tweedie().step(reverse, x_t, t, s)
+    def step(self, reverse, x_t, *, t, s):
+        step, apply = Tweedie().step(reverse, x_t, t=t, s=s)
 
         def counted(v):
             jax.debug.callback(lambda t: self.calls.update([round(float(t), 6)]), t)

@@ -126,7 +126,7 @@ def diffusers_draws(network, num_events, num_steps):
     def run():
         x = torch.randn(shape)
         for t in scheduler.timesteps:
-            x = scheduler.step(twin(x, t / 1000), t, x).prev_sample
+            x = scheduler.step(twin(x, t / 1000), t=t, s=x).prev_sample
         return x
 
     return run

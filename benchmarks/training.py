@@ -18,7 +18,8 @@ import optax
 from timing import describe, measure, report, use_one_core
 
 import numpyro_diffusion as nd
-from numpyro_diffusion.training import loop as training
+from numpyro_diffusion.training import steps
+from numpyro_diffusion.training.sources import batch_rows
 
 
 def floor_steps(network, data, batch_size, num_steps, optimizer, fused):
@@ -56,10 +57,11 @@ def fit_steps(network, data, batch_size, num_steps, optimizer):
     reverse = nd.DenoisingReverse(forward, network)
     objective = nd.DenoisingLoss()
     params, static = eqx.partition(reverse, objective.trainable(reverse))
-    advance = training._compiled_steps(static, objective, optimizer, 0.999, num_steps)
-    state = training._State(params, params, optimizer.init(params))
+    step = steps.one_step(static, objective, optimizer, 0.999)
+    advance = steps.compiled_steps(step, num_steps)
+    state = steps.State(params, params, optimizer.init(params))
     key = jax.random.key(1)
-    rows = training._batch_indices(key, 0, num_steps, batch_size, len(data))
+    rows = batch_rows(key, 0, num_steps, batch_size, len(data))
     return lambda: advance(state, data, rows, key, 0, num_steps)[0]
 
 
@@ -72,7 +74,7 @@ def compare(name, network, batch_size, num_steps):
         jax.random.key(2), (batch_size * num_steps, *network.event_shape)
     )
     sizes = (data, batch_size, num_steps)
-    adam, default = optax.adam(1e-3), training._default_optimizer(1000)
+    adam, default = optax.adam(1e-3), steps.default_optimizer(1000)
     times = measure(
         {
             ONE_CALL: floor_steps(network, *sizes, adam, fused=False),

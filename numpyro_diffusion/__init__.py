@@ -1,13 +1,18 @@
 """Diffusion models as learned priors for probabilistic programming with NumPyro."""
 
+import diffrax
+
 from numpyro_diffusion import (
     datasets,
     diagnostics,
+    forward,
     guidance,
     handlers,
     infer,
     networks,
     paper2015,
+    prior,
+    reverse,
     samplers,
     saving,
     schedules,
@@ -19,12 +24,15 @@ from numpyro_diffusion.bound import (
     variational_bound,
 )
 from numpyro_diffusion.forward import AbstractForward, BernoulliForward, GaussianForward
+from numpyro_diffusion.guidance import AbstractGuidance
 from numpyro_diffusion.model import Likelihood
 from numpyro_diffusion.pretrained import load_pretrained
 from numpyro_diffusion.prior import DiffusionPrior
+from numpyro_diffusion.registry import register_exports
 from numpyro_diffusion.reverse import (
     AbstractPrediction,
     AbstractReverse,
+    AbstractTrainableReverse,
     DataPrediction,
     DenoisingError,
     DenoisingReverse,
@@ -33,8 +41,14 @@ from numpyro_diffusion.reverse import (
     VelocityPrediction,
     analytic,
 )
-from numpyro_diffusion.samplers import ProbabilityFlow, forward_model, reverse_model
+from numpyro_diffusion.samplers import (
+    AbstractSampler,
+    ProbabilityFlow,
+    forward_model,
+    reverse_model,
+)
 from numpyro_diffusion.saving import load, read_card, save
+from numpyro_diffusion.schedules import AbstractSchedule
 from numpyro_diffusion.training import (
     AbstractObjective,
     BoundLoss,
@@ -48,9 +62,13 @@ __all__ = [
     "BITS",
     "NATS",
     "AbstractForward",
+    "AbstractGuidance",
     "AbstractObjective",
     "AbstractPrediction",
     "AbstractReverse",
+    "AbstractSampler",
+    "AbstractSchedule",
+    "AbstractTrainableReverse",
     "BernoulliForward",
     "BoundLoss",
     "DataPrediction",
@@ -87,3 +105,10 @@ __all__ = [
     "schedules",
     "variational_bound",
 ]
+
+# What priors are made of can be saved and loaded, whichever room exports it, and so can
+# the solvers that their flows hold.
+register_exports(
+    [datasets, forward, networks, paper2015, prior, reverse, samplers, schedules]
+)
+register_exports([diffrax], kind=diffrax.AbstractERK)

@@ -12,12 +12,18 @@ Layout, all integers little-endian:
 
 The first bytes follow PNG: the high bit, CR LF and the lone LF are what transfers in
 text mode change, so that such damage is named for what it is.
+
+A file made by hand or damaged must cost no more than its own size: the arrays lie one
+after the other and fill the payload, so that together they are as large as the file says
+it is, and nothing is read or multiplied out before its size was compared.
 """
 
 import hashlib
+import io
 import json
 import math
 import os
+import stat
 import struct
 import uuid
 from collections.abc import Mapping
@@ -35,6 +41,11 @@ _TAG = b"NPD"
 _MAGIC = b"\x8d" + _TAG + b"\r\n\x1a\n"
 _PREFIX = struct.Struct("<8sQ32s")
 _FORMAT_VERSION = 1
+# JSON takes many times its length in memory; a hundred thousand arrays need 15 MB.
+_MAX_HEADER = 2**26
+# NumPy's own limits. Shapes of longer numbers would take minutes to multiply out.
+_MAX_DIMENSIONS, _MAX_LENGTH = 64, 2**63 - 1
+_CHUNK = 2**20  # bytes that are hashed at a time
 
 # How each allowed dtype lies in the file. The names are the format: a dtype outside
 # this table (objects, strings, records, JAX keys) is refused on both sides.
@@ -83,7 +94,7 @@ def write_archive(
 
     Raises:
         TypeError: An array has another dtype, or the header is not JSON.
-        ValueError: The header holds NaN or an infinity.
+        ValueError: The header holds NaN or an infinity, or has more than 64 MiB.
     """
     table, blocks, offset = [], [], 0
     for name, value in arrays.items():
@@ -101,6 +112,11 @@ def write_archive(
     text = _to_json(
         {"format_version": _FORMAT_VERSION, "user": dict(header), "arrays": table}
     )
+    if len(text) > _MAX_HEADER:
+        raise ValueError(
+            f"write_archive: the header must have at most {_MAX_HEADER} bytes, got "
+            f"{len(text)}."
+        )
     digest = hashlib.sha256(text)
     for block in blocks:
         digest.update(block)
@@ -119,38 +135,79 @@ def read_archive(path: str | os.PathLike[str]) -> Archive:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ArchiveError: The file is foreign, cut short, damaged or of a newer format.
+        ArchiveError: The file is foreign, cut short, damaged or of a newer format, is no
+            regular file, or cannot be read.
     """
-    data = memoryview(Path(path).read_bytes())
-    _check_magic(path, bytes(data[: len(_MAGIC)]))
-    if len(data) < _PREFIX.size:
-        raise _cut_short(path, f"at least {_PREFIX.size}", len(data))
-    _, header_size, checksum = _PREFIX.unpack(data[: _PREFIX.size])
-    start = _PREFIX.size + header_size
-    if len(data) < start:
-        raise _cut_short(path, f"at least {start}", len(data))
-
-    header = _parse(bytes(data[_PREFIX.size : start]))
-    if hashlib.sha256(data[_PREFIX.size :]).digest() != checksum:
-        # The header may be what is damaged; it is trusted for one question only.
-        size = start + _payload_size(header)
-        if len(data) < size:
-            raise _cut_short(path, str(size), len(data))
+    try:
+        with open(path, "rb", opener=_open_at_once) as file:
+            return _read(path, file)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
         raise ArchiveError(
-            f"{path} is damaged: the SHA-256 stored in it does not fit its "
-            f"{len(data)} bytes; copy or download it again."
+            f"{path} cannot be read: {error.strerror or error}."
+        ) from error
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    # Opening a pipe that nobody writes to would wait for ever.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _read(path: str | os.PathLike[str], file: io.BufferedReader) -> Archive:
+    status = os.fstat(file.fileno())
+    if not stat.S_ISREG(status.st_mode):
+        raise ArchiveError(f"{path} must be a file, got a device or pipe.")
+    size = status.st_size
+    prefix = file.read(_PREFIX.size)
+    _check_magic(path, prefix[: len(_MAGIC)])
+    if len(prefix) < _PREFIX.size:
+        raise _cut_short(path, f"at least {_PREFIX.size}", len(prefix))
+    _, header_size, checksum = _PREFIX.unpack(prefix)
+    start = _PREFIX.size + header_size
+    if size < start:
+        raise _cut_short(path, f"at least {start}", size)
+    if header_size > _MAX_HEADER:
+        raise ArchiveError(
+            f"{path} has a header of {header_size} bytes, where {_MAX_HEADER} are allowed."
         )
+
+    text = file.read(header_size)
+    header = _parse(text)
     if header is None:
         raise ArchiveError(f"{path} has a header that is not JSON in UTF-8.")
+    # The header may be what is damaged; it is trusted for one question only.
+    payload_size = _payload_size(header)
+    expected = size if payload_size is None else start + payload_size
+    if size > expected:
+        raise ArchiveError(
+            f"{path} is damaged: its header asks for {expected} bytes, got {size}; copy "
+            "or download it again."
+        )
+    if _digest(file, text) != checksum:
+        if size < expected:
+            raise _cut_short(path, str(expected), size)
+        raise ArchiveError(
+            f"{path} is damaged: the SHA-256 stored in it does not fit its {size} bytes; "
+            "copy or download it again."
+        )
     _check_version(path, header)
     try:
-        arrays = {e["name"]: _read_array(data[start:], e) for e in header["arrays"]}
+        extents = _extents(header, size - start)
         user = dict(header["user"])
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ArchiveError(
             f"{path} has a header that does not describe its arrays ({error})."
         ) from error
-    return Archive(user, arrays)
+    file.seek(start)
+    return Archive(user, {e.name: _read_array(file, e) for e in extents})
+
+
+def _digest(file: io.BufferedReader, text: bytes) -> bytes:
+    digest = hashlib.sha256(text)
+    while chunk := file.read(_CHUNK):
+        digest.update(chunk)
+    return digest.digest()
 
 
 def _as_storable(name: str, value: ArrayLike) -> np.ndarray:
@@ -228,33 +285,54 @@ def _parse(text: bytes) -> dict[str, Any] | None:
     return header if isinstance(header, dict) else None
 
 
-def _payload_size(header: dict[str, Any] | None) -> int:
-    """Bytes the table asks for; 0 if it makes no sense."""
+class _Extent(NamedTuple):
+    name: str
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    size: int  # in bytes
+
+
+def _payload_size(header: dict[str, Any]) -> int | None:
+    """Bytes the table asks for; None if it makes no sense."""
     try:
-        entries = [] if header is None else header["arrays"]
-        return max((e["offset"] + _extent(e)[2] for e in entries), default=0)
+        return sum(_extent(entry).size for entry in header["arrays"])
     except (KeyError, TypeError, ValueError):
-        return 0
+        return None
 
 
-def _extent(entry: dict[str, Any]) -> tuple[np.dtype, tuple[int, ...], int]:
-    """The dtype, shape and bytes of one array of the table."""
-    dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
-    if not all(type(n) is int and n >= 0 for n in (*shape, entry["offset"])):
-        raise ValueError(f"array {entry['name']!r} has a shape or offset of no sense")
-    return dtype, shape, math.prod(shape) * dtype.itemsize
+def _extents(header: dict[str, Any], payload_size: int) -> list[_Extent]:
+    """The arrays of the table, which must fill the payload in their order."""
+    extents, offset = [], 0
+    for entry in header["arrays"]:
+        extent = _extent(entry)
+        if type(entry["offset"]) is not int or entry["offset"] != offset:
+            raise ValueError(f"array {extent.name!r} does not follow the one before")
+        offset += extent.size
+        extents.append(extent)
+    if offset != payload_size:
+        raise ValueError(f"the arrays have {offset} bytes, the file {payload_size}")
+    return extents
 
 
-def _read_array(payload: memoryview, entry: dict[str, Any]) -> np.ndarray:
-    dtype, shape, size = _extent(entry)
-    block = payload[entry["offset"] : entry["offset"] + size]
-    if len(block) != size:
-        raise ValueError(f"array {entry['name']!r} lies outside the file")
-    if dtype == np.bool_:
+def _extent(entry: dict[str, Any]) -> _Extent:
+    name, dtype, shape = entry["name"], _DTYPES[entry["dtype"]], tuple(entry["shape"])
+    is_shape = len(shape) <= _MAX_DIMENSIONS and all(
+        type(n) is int and 0 <= n <= _MAX_LENGTH for n in shape
+    )
+    if type(name) is not str or not is_shape:
+        raise ValueError("an array has a name or shape of no sense")
+    return _Extent(name, dtype, shape, math.prod(shape) * dtype.itemsize)
+
+
+def _read_array(file: io.BufferedReader, extent: _Extent) -> np.ndarray:
+    block = np.empty(extent.size, np.uint8)
+    if file.readinto(block.data) != extent.size:
+        raise OSError(f"the file changed while {extent.name!r} was read")
+    if extent.dtype == np.bool_:
         # A byte other than 0 and 1 is no bool, and NumPy would not notice.
-        return (np.frombuffer(block, np.uint8) != 0).reshape(shape)
-    flat = np.frombuffer(block, dtype)
-    return flat.reshape(shape).astype(dtype.newbyteorder("="))
+        return (block != 0).reshape(extent.shape)
+    native = extent.dtype.newbyteorder("=")
+    return block.view(extent.dtype).reshape(extent.shape).astype(native, copy=False)
 
 
 def _check_version(path: str | os.PathLike[str], header: dict[str, Any]) -> None:

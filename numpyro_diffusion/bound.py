@@ -28,7 +28,6 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float, Num
 
 from numpyro_diffusion.forward import AbstractForward, noising_path
-from numpyro_diffusion.paper2015.kernel_reverse import check_num_steps
 from numpyro_diffusion.reverse import AbstractReverse
 from numpyro_diffusion.schedules import uniform_grid
 
@@ -135,7 +134,7 @@ def variational_bound(
             "variational_bound: num_steps must be at least 2 and data hold at least one "
             f"event, got num_steps={num_steps} and data of shape {data.shape}."
         )
-    check_num_steps("variational_bound", reverse, num_steps)
+    reverse.check_grid("variational_bound", num_steps)
     grid = uniform_grid(num_steps)
     keys = jax.random.split(key, len(data))
     kls, firsts, lasts, nulls, corrections, reconstructions = _bound_terms(
@@ -188,7 +187,7 @@ def importance_log_prob(
     Source: Sohl-Dickstein et al. 2015, eq. 9 (an annealed importance sampling or
     Jarzynski form), with the edge step of appendix B.2.
     """
-    check_num_steps("importance_log_prob", reverse, num_steps)
+    reverse.check_grid("importance_log_prob", num_steps)
     grid = uniform_grid(num_steps)
     keys = jax.random.split(key, (len(data), num_samples))
     log_weights = _log_weights(reverse, jnp.asarray(data), grid, keys, batch_size)
@@ -201,6 +200,7 @@ def step_kl(
     reverse: AbstractReverse,
     x0: Num[Array, "*event"],
     x_t: Num[Array, "*event"],
+    *,
     t: Float[Array, ""] | float,
     s: Float[Array, ""] | float,
     key: Array,
@@ -210,8 +210,8 @@ def step_kl(
     In closed form where there is one (then `key` is not used); otherwise an unbiased
     estimate from one draw of x_s.
     """
-    q = reverse.forward.posterior(x_t, x0, s, t)
-    p = reverse.transition(x_t, t, s)
+    q = reverse.forward.posterior(x_t, x0, s=s, t=t)
+    p = reverse.transition(x_t, t=t, s=s)
     try:
         return reverse.forward.kl(q, p)
     except NotImplementedError:
@@ -222,12 +222,13 @@ def step_kl(
 def reconstruction(
     reverse: AbstractReverse,
     x0: Num[Array, "*event"],
+    *,
     t: Float[Array, ""] | float,
     key: Array,
 ) -> Float[Array, ""]:
     """Log p(x_0 | x_t) of the chain's last step, in nats, at one draw of x_t."""
     x_t = jnp.asarray(reverse.forward.marginal(x0, t).sample(key))
-    return jnp.asarray(reverse.transition(x_t, t, 0.0).log_prob(x0))
+    return jnp.asarray(reverse.transition(x_t, t=t, s=0.0).log_prob(x0))
 
 
 def null_log_prob(
@@ -268,7 +269,7 @@ def _bound_terms(
             t, s, key = inputs
             noise_key, kl_key = jax.random.split(key)
             x_t = jnp.asarray(forward.marginal(x0, t).sample(noise_key))
-            return None, step_kl(reverse, x0, x_t, t, s, kl_key)
+            return None, step_kl(reverse, x0, x_t, t=t, s=s, key=kl_key)
 
         key, last_key = jax.random.split(key)
         keys = jax.random.split(key, len(grid) - 2)
@@ -279,7 +280,7 @@ def _bound_terms(
             forward.marginal(x0, grid[-1]).entropy(),
             null_log_prob(forward, x0),
             pointwise_correction(forward, x0, grid),
-            reconstruction(reverse, x0, grid[1], last_key),
+            reconstruction(reverse, x0, t=grid[1], key=last_key),
         )
 
     return jax.lax.map(event, (data, keys), batch_size=batch_size)
@@ -296,17 +297,19 @@ def _log_weights(
     forward = reverse.forward
 
     def trajectory(x0: Array, key: Array) -> Array:
-        path = noising_path(forward, key, x0, grid)
+        path = noising_path(key, forward, x0, grid)
 
         def step(total: Array, inputs: tuple[Array, ...]) -> tuple[Array, None]:
             x_s, x_t, s, t = inputs
-            ratio = jnp.asarray(reverse.transition(x_t, t, s).log_prob(x_s))
-            ratio -= forward.transition(x_s, s, t).log_prob(x_t)
+            ratio = jnp.asarray(reverse.transition(x_t, t=t, s=s).log_prob(x_s))
+            ratio -= forward.transition(x_s, s=s, t=t).log_prob(x_t)
             return total + ratio, None
 
         # The edge step: p(x_0 | x_1) is the forward kernel, run backwards.
-        first = jnp.asarray(forward.transition(path[1], grid[0], grid[1]).log_prob(x0))
-        first -= forward.transition(x0, grid[0], grid[1]).log_prob(path[1])
+        first = jnp.asarray(
+            forward.transition(path[1], s=grid[0], t=grid[1]).log_prob(x0)
+        )
+        first -= forward.transition(x0, s=grid[0], t=grid[1]).log_prob(path[1])
         start = null_log_prob(forward, path[-1]) + first
         steps = (path[1:-1], path[2:], grid[1:-1], grid[2:])
         return jax.lax.scan(step, start, steps)[0]

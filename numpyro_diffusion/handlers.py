@@ -1,6 +1,6 @@
 """Effect handlers for models with diffusion sites."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,18 +12,22 @@ from numpyro.primitives import Messenger
 from numpyro_diffusion.guidance import (
     AbstractGuidance,
     ModelLikelihood,
-    MomentMatching,
+    default_guidance,
     guided_sample,
 )
-from numpyro_diffusion.model.likelihood import Likelihood, OmitPrior, zeros_like_site
-from numpyro_diffusion.model.sites import (
-    Unobserved,
-    diffusion_site,
-    free_followers,
-    is_diffusion_site,
+from numpyro_diffusion.model.checks import check_drawable
+from numpyro_diffusion.model.messengers import OmitPrior, zeros_like_site
+from numpyro_diffusion.model.problem import (
+    Problem,
+    chosen_sites,
+    followers_of,
+    free_latents,
 )
+from numpyro_diffusion.model.sites import is_diffusion_site, traced
 
 __all__ = ["diffusion_sites", "guide"]
+
+CALLER = "guide"
 
 
 def diffusion_sites(model: Callable) -> Callable:
@@ -52,7 +56,7 @@ def diffusion_sites(model: Callable) -> Callable:
 def guide(
     model: Callable,
     guidance: AbstractGuidance | None = None,
-    site: str | None = None,
+    site: str | Sequence[str] | None = None,
 ) -> Callable:
     """A model whose diffusion site is drawn from a guided reverse chain.
 
@@ -62,77 +66,83 @@ def guide(
     chain, tilted by the model's own likelihood given those values; then whatever
     follows from it. Nothing corrects the guidance's error; `infer.ParticleGibbs` does.
 
+    `Predictive` compiles its draws anew at each call, of any model; who calls it often puts
+    the call itself under `jit`, with key and data as arguments.
+
     Args:
         model: A NumPyro model. Its observations come from its arguments (`obs=`) or from
             handlers inside, as in `guide(condition(model, data))`.
-        guidance: By default `MomentMatching()`.
-        site: Name of the diffusion site; needed only if the model has several.
+        guidance: By default `guidance.default_guidance` of the process.
+        site: Name of the diffusion site, or names of several, which then are drawn jointly;
+            by default all. Diffusion sites that are not named come from their priors.
 
     Returns:
         A model with the same signature and sites. With nothing observed, the site comes
         from its prior.
 
     Raises:
-        ValueError: When run: the model has no latent diffusion site (or several and no
-            name), an unobserved latent lies between the site and an observation, or an
-            observation that depends on the site was made by an outer handler.
+        ValueError: When run: the model has no latent diffusion site, several that cannot
+            move jointly, or not the ones that are named; an unobserved latent lies
+            between the site and an observation; an observation that depends on the site
+            was made by an outer handler; an outer handler gives the site a value; or the
+            guidance needs the prior's denoising error and it was not measured.
+        TypeError: When run: one of several sites is over bits.
     """
-    guidance = MomentMatching() if guidance is None else guidance
 
     def guided(*args: Any, **kwargs: Any) -> Any:
         with block():
-            name = diffusion_site(model, args, kwargs, site, "guide")
-            followers = free_followers(model, name, args, kwargs, "guide")
-        with _Others(name, followers) as others:
-            model(*args, **kwargs)
+            names = chosen_sites(model, args, kwargs, site, CALLER)
+            followers = followers_of(model, names, args, kwargs, CALLER)
+        with _Others(names, followers) as others:
+            try:
+                model(*args, **kwargs)
+            except NotImplementedError:  # what cannot be drawn and nobody has given
+                with block():
+                    free = free_latents(model, args, kwargs)
+                    check_drawable(traced(model, args, kwargs, {}), free, CALLER)
+                raise
         key = numpyro.prng_key()
-        value = None
+        values = {}
         if key is not None:
             with block():
-                value = _guided_value(
-                    key, model, guidance, name, followers, others.values, args, kwargs
+                problem = Problem(
+                    model,
+                    names,
+                    args,
+                    kwargs,
+                    followers=followers,
+                    others=others.values,
                 )
-        with _Replay(name, value, others.values, followers):
+                problem.check_joint_priors(CALLER)
+                values = _guided_values(key, problem, guidance)
+        with _Replay(values, others.values, followers):
             return model(*args, **kwargs)
 
     return guided
 
 
-def _guided_value(
-    key: Array,
-    model: Callable,
-    guidance: AbstractGuidance,
-    name: str,
-    followers: frozenset[str],
-    others: dict[str, Array],
-    args: tuple,
-    kwargs: dict[str, Any],
-) -> Array:
-    observed_only = Unobserved(model, followers)
-    likelihood = Likelihood(observed_only, name, args, kwargs, others)
-    prior = likelihood.prior
-    shape = (likelihood.num_problems, likelihood.num_copies, *prior.event_shape)
-
-    def expected(stack: Array, truth: Array) -> Array:
-        laws = likelihood.observed_laws(likelihood.unstacked(truth))
-        return likelihood.expected(likelihood.unstacked(stack), laws)
-
-    log_likelihood = ModelLikelihood(likelihood.per_problem, expected)
+def _guided_values(
+    key: Array, problem: Problem, guidance: AbstractGuidance | None
+) -> dict[str, Array]:
+    log_likelihood = ModelLikelihood(problem.log_likelihood, problem.expected)
+    if guidance is None:
+        guidance = default_guidance(problem.reverse)
+    guidance.check_reverse(problem.reverse, "guide", weighed=False)
     stack = guided_sample(
-        key, prior.reverse, guidance, log_likelihood, shape, prior.grid
+        key, problem.reverse, guidance, log_likelihood, problem.shape, problem.grid
     )
-    return likelihood.unstacked(stack)
+    return problem.values(stack)
 
 
 class _Others(Messenger):
-    """First pass: let outer handlers give values to what does not depend on the site.
+    """First pass: let outer handlers give values to what does not depend on the sites.
 
-    Everything else is hidden from them; the site itself holds zeros meanwhile.
+    Everything else is hidden from them; the sites themselves hold zeros meanwhile.
     """
 
-    def __init__(self, site: str, followers: frozenset[str]) -> None:
+    def __init__(self, sites: Collection[str], followers: Collection[str]) -> None:
         super().__init__(None)
-        self.site, self.followers = site, followers
+        self.sites, self.followers = sites, followers
         self.values: dict[str, Array] = {}
 
     def __enter__(self) -> "_Others":
@@ -144,7 +154,7 @@ class _Others(Messenger):
             msg["stop"] = True
         if msg["type"] != "sample":
             return
-        if msg["name"] == self.site:
+        if msg["name"] in self.sites:
             msg["value"], msg["stop"] = zeros_like_site(msg), True
         elif msg["name"] in self.followers:
             shape = msg["kwargs"].get("sample_shape", ())
@@ -159,29 +169,34 @@ class _Others(Messenger):
 
 
 class _Replay(Messenger):
-    """Second pass: the site's guided value, and the others' from the first pass."""
+    """Second pass: the sites' guided values, and the others' from the first pass."""
 
     def __init__(
         self,
-        site: str,
-        value: Array | None,
-        others: dict[str, Array],
-        followers: frozenset[str],
+        values: Mapping[str, Array],
+        others: Mapping[str, Array],
+        followers: Collection[str],
     ) -> None:
         super().__init__(None)
-        self.site, self.value, self.others = site, value, others
-        self.followers = followers
+        self.values, self.others, self.followers = values, others, followers
 
     def process_message(self, msg: dict[str, Any]) -> None:
         if msg["type"] != "sample":
             return
-        if msg["name"] == self.site and self.value is not None:
-            msg["value"] = self.value
+        if msg["name"] in self.values:
+            msg["value"] = self.values[msg["name"]]
         elif msg["name"] in self.others:
             # Outer handlers have seen this site in the first pass.
             msg["value"], msg["stop"] = self.others[msg["name"]], True
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
+        guided = self.values.get(msg["name"])
+        if guided is not None and msg["value"] is not guided:
+            raise ValueError(
+                f"guide: the diffusion site {msg['name']!r} must have no value, but a "
+                "handler outside of `guide` (posterior samples, say) gives it one, so that "
+                "there is nothing to draw; leave it out, or run the model itself."
+            )
         if msg["name"] in self.followers and msg["is_observed"]:
             raise ValueError(
                 f"guide: {msg['name']!r} depends on the diffusion site and is observed "

@@ -16,12 +16,14 @@ from jaxtyping import Array, Float, Num
 from numpyro.distributions import constraints
 from numpyro.distributions.util import validate_sample
 
-from numpyro_diffusion.forward import GaussianForward
-from numpyro_diffusion.paper2015.kernel_reverse import check_num_steps
+from numpyro_diffusion.checks import (
+    checked_instance,
+    checked_integer,
+    checked_num_steps,
+)
+from numpyro_diffusion.datasets import Scaling
 from numpyro_diffusion.reverse import AbstractReverse
-from numpyro_diffusion.samplers import ancestral_sample
-from numpyro_diffusion.samplers.flow import ProbabilityFlow
-from numpyro_diffusion.schedules import uniform_grid
+from numpyro_diffusion.samplers import AbstractSampler, Ancestral, ProbabilityFlow
 
 __all__ = ["DiffusionPrior"]
 
@@ -29,25 +31,31 @@ __all__ = ["DiffusionPrior"]
 class DiffusionPrior(dist.Distribution):
     """A learned prior for one `numpyro.sample` site.
 
-    The site's value has shape `event_shape`, in the units of the training data. For
-    Gaussian diffusion it is real, for Bernoulli diffusion made of zeros and ones.
+    The site's value has shape `event_shape`, in the units of the data: those that the
+    network was trained in, or with `scaling` the ones that it leads back to. For Gaussian
+    diffusion it is real, for Bernoulli diffusion made of zeros and ones.
 
-    Two laws live here, equal up to the errors below: `sample` draws from the reverse
-    chain of `num_steps` steps, which is also what particle kernels are exact for;
-    `log_prob` is the density of the deterministic probability flow.
+    Two laws live here, equal up to the errors below: `sample` draws by the sampler, whose
+    chain is also what particle kernels are exact for; `log_prob` is the density of the
+    deterministic probability flow.
 
     Args:
         reverse: The reverse process, for instance `fit(...).reverse`.
         event_shape: Shape of one event.
-        num_steps: Steps of the reverse chain.
+        num_steps: Steps of the reverse chain: short for
+            `sampler=samplers.Ancestral(num_steps)`. By default 200.
+        sampler: How draws are made, and on which grid.
         flow: How `log_prob` solves the probability flow.
+        scaling: From the site's units to the network's and back, for instance
+            `fit(..., scaling="standard").scaling`; by default they are the same.
         validate_args: As everywhere in NumPyro.
 
     Raises:
-        TypeError: `reverse` is not a reverse process.
-        ValueError: `event_shape` or `num_steps` are not positive integers, or the
-            denoiser does not return an event of this shape, or a `KernelReverse` has
-            another number of steps.
+        TypeError: `reverse` is not a reverse process, `sampler` not a sampler, `flow` not
+            a `ProbabilityFlow` or `scaling` not a `datasets.Scaling`.
+        ValueError: `event_shape` or `num_steps` are not positive integers, `num_steps` and
+            `sampler` are both given, the denoiser does not return an event of this shape,
+            the process knows one chain only and it is another one, or bits are scaled.
 
     Error: `sample` is first order in `1 / num_steps` for a denoising network and exact
     for the processes of `analytic`; for `log_prob` see `ProbabilityFlow`.
@@ -58,15 +66,17 @@ class DiffusionPrior(dist.Distribution):
     # Arrays travel as data; the rest must be hashable, or the distribution would not
     # survive jit (an Equinox network has functions among its leaves).
     pytree_data_fields = ("_arrays",)
-    pytree_aux_fields = ("_static", "num_steps", "flow")
+    pytree_aux_fields = ("_static", "flow")
 
     def __init__(
         self,
         reverse: AbstractReverse,
         event_shape: tuple[int, ...],
-        num_steps: int = 200,
+        num_steps: int | None = None,
         *,
+        sampler: AbstractSampler | None = None,
         flow: ProbabilityFlow | None = None,
+        scaling: Scaling | None = None,
         validate_args: bool | None = None,
     ) -> None:
         if not isinstance(reverse, AbstractReverse):
@@ -75,36 +85,67 @@ class DiffusionPrior(dist.Distribution):
                 f"fit(...).reverse), got {type(reverse).__name__}."
             )
         event_shape = _checked_shape(event_shape)
-        if not isinstance(num_steps, int) or num_steps < 1:
-            raise ValueError(
-                "DiffusionPrior: num_steps must be a positive integer, got "
-                f"{num_steps!r}."
-            )
-        check_num_steps("DiffusionPrior", reverse, num_steps)
-        self._arrays, self._static = eqx.partition(reverse, eqx.is_array)
-        self.num_steps = num_steps
+        sampler = _checked_sampler(num_steps, sampler)
+        sampler.check("DiffusionPrior", reverse)
+        if scaling is not None:
+            _check_scaling(scaling, reverse, event_shape)
+        parts = (reverse, sampler, scaling)
+        self._arrays, self._static = eqx.partition(parts, eqx.is_array)
         self.flow = ProbabilityFlow() if flow is None else flow
+        checked_instance(
+            "DiffusionPrior", "flow", self.flow, ProbabilityFlow, "ProbabilityFlow()"
+        )
         _check_denoiser(reverse, event_shape)
         super().__init__((), event_shape, validate_args=validate_args)
 
     @property
-    def reverse(self) -> AbstractReverse:
-        """The reverse process."""
+    def _parts(self) -> tuple[AbstractReverse, AbstractSampler, Scaling | None]:
         return eqx.combine(self._arrays, self._static)
 
     @property
+    def reverse(self) -> AbstractReverse:
+        """The reverse process."""
+        return self._parts[0]
+
+    @property
+    def sampler(self) -> AbstractSampler:
+        """How draws are made."""
+        return self._parts[1]
+
+    @property
+    def scaling(self) -> Scaling | None:
+        """From the site's units to the network's; None if they are the same."""
+        return self._parts[2]
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the sampler."""
+        return self.sampler.num_steps
+
+    @property
     def grid(self) -> Float[Array, " num_times"]:
-        """The times of the reverse chain, `num_steps + 1` of them from 0 to 1."""
-        return uniform_grid(self.num_steps)
+        """The times of the reverse chain, `num_steps + 1` of them from 0 to 1.
+
+        Raises:
+            ValueError: The sampler is no chain.
+        """
+        sampler = self.sampler
+        if not sampler.is_chain:
+            raise ValueError(
+                f"DiffusionPrior: {type(sampler).__name__} defines no chain for particle "
+                "kernels; build the prior with samplers.Ancestral, or reparametrise the "
+                "model by infer.reparam_diffusion."
+            )
+        return sampler.grid
 
     @property
     def is_continuous(self) -> bool:
-        """Whether the values are real (Gaussian diffusion) and not bits."""
-        return isinstance(self.reverse.forward, GaussianForward)
+        """Whether the values are real (Gaussian diffusion) and not of a finite set."""
+        return self.reverse.forward.values is None
 
     @property
     def support(self) -> constraints.Constraint:
-        entry = constraints.real if self.is_continuous else constraints.boolean
+        entry = self.reverse.forward.support
         return constraints.independent(entry, len(self.event_shape))
 
     @property
@@ -114,21 +155,35 @@ class DiffusionPrior(dist.Distribution):
             return False
         reverse, laws = self.reverse, []
         x = jax.ShapeDtypeStruct(self.event_shape, jnp.result_type(float))
-        jax.eval_shape(lambda x: laws.append(reverse.transition(x, 1.0, 0.5)), x)
+        jax.eval_shape(lambda x: laws.append(reverse.transition(x, t=1.0, s=0.5)), x)
         return laws[0].has_rsample
 
     @property
     def has_enumerate_support(self) -> bool:
         return False
 
+    def standardised(self, value: Num[Array, "..."]) -> Num[Array, "..."]:
+        """Values of the site, in the network's units."""
+        scaling = self.scaling
+        return value if scaling is None else scaling.standardise(value)
+
+    def restored(self, x: Num[Array, "..."]) -> Num[Array, "..."]:
+        """Values of the site from what the network calls them: undoes `standardised`."""
+        scaling = self.scaling
+        return x if scaling is None else scaling.restore(x)
+
+    def width(self, width: Float[Array, ""]) -> Float[Array, "..."]:
+        """A width in the network's units, in those of the site."""
+        scaling = self.scaling
+        return width if scaling is None else width * jnp.asarray(scaling.scale)
+
     def sample(
         self, key: Array | None, sample_shape: tuple[int, ...] = ()
     ) -> Num[Array, "..."]:
         """Draw events, shape `sample_shape + event_shape`."""
         key, shape = jnp.asarray(key), tuple(sample_shape)
-        return _sample(
-            self._arrays, self._static, key, shape, self.event_shape, self.num_steps
-        )
+        draws = _sample(self._arrays, self._static, key, shape, self.event_shape)
+        return self.restored(draws)
 
     @validate_sample
     def log_prob(self, value: Array, intermediates: Any = None) -> Float[Array, "..."]:
@@ -143,9 +198,15 @@ class DiffusionPrior(dist.Distribution):
                 "`numpyro_diffusion.variational_bound` or `importance_log_prob`, or a "
                 "particle kernel of `numpyro_diffusion.infer`, which needs no density."
             )
-        return _log_prob(
-            self._arrays, self._static, value, len(self.event_shape), self.flow
+        x = self.standardised(jnp.asarray(value))
+        density = _log_prob(
+            self._arrays, self._static, x, len(self.event_shape), self.flow
         )
+        scaling = self.scaling
+        if scaling is None:
+            return density
+        # The Jacobian of the change of units.
+        return density - scaling.log_volume(self.event_shape)
 
     @staticmethod
     def infer_shapes(*args: Any, **kwargs: Any) -> Any:
@@ -153,16 +214,18 @@ class DiffusionPrior(dist.Distribution):
 
     def to_config(self) -> dict[str, Any]:
         """The constructor's arguments, for `save`."""
+        reverse, sampler, scaling = self._parts
         return {
-            "reverse": self.reverse,
+            "reverse": reverse,
             "event_shape": self.event_shape,
-            "num_steps": self.num_steps,
+            "sampler": sampler,
             "flow": self.flow,
+            "scaling": scaling,
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "DiffusionPrior":
-        """The inverse of `to_config`, for `load`."""
+        """The inverse of `to_config`, for `load`; files of version 0.1 name `num_steps`."""
         return cls(**config)
 
 
@@ -177,13 +240,12 @@ def _sample(
     key: Array,
     sample_shape: tuple[int, ...],
     event_shape: tuple[int, ...],
-    num_steps: int,
 ) -> Num[Array, "..."]:
     # Keys and grid are made in here: called from Python one by one, the operations that
     # make them took half a millisecond.
-    reverse, grid = eqx.combine(arrays, static), uniform_grid(num_steps)
+    reverse, sampler, _ = eqx.combine(arrays, static)
     keys = jax.random.split(key, math.prod(sample_shape))
-    draws = jax.vmap(lambda k: ancestral_sample(reverse, k, event_shape, grid))(keys)
+    draws = jax.vmap(lambda key: sampler.sample(key, reverse, event_shape))(keys)
     return draws.reshape(sample_shape + event_shape)
 
 
@@ -191,24 +253,59 @@ def _sample(
 def _log_prob(
     arrays: Any, static: Any, value: Array, event_ndim: int, flow: ProbabilityFlow
 ) -> Float[Array, "..."]:
-    reverse = eqx.combine(arrays, static)
+    reverse, _, _ = eqx.combine(arrays, static)
     batch_shape = value.shape[: value.ndim - event_ndim]
-    events = value.reshape(-1, *value.shape[len(batch_shape) :])
+    # Not -1: of no events there are none, whatever their shape.
+    num_events = math.prod(batch_shape)
+    events = value.reshape(num_events, *value.shape[len(batch_shape) :])
     return jax.vmap(lambda x: flow.log_prob(reverse, x))(events).reshape(batch_shape)
 
 
 def _checked_shape(event_shape: Any) -> tuple[int, ...]:
-    shape = tuple(event_shape) if isinstance(event_shape, (tuple, list)) else None
-    if shape is None or not all(isinstance(n, int) and n > 0 for n in shape):
+    try:
+        return tuple(
+            checked_integer("DiffusionPrior", "event_shape", n, minimum=1)
+            for n in tuple(event_shape)
+        )
+    except (TypeError, ValueError):
         raise ValueError(
             "DiffusionPrior: event_shape must be a tuple of positive integers, got "
             f"{event_shape!r}."
+        ) from None
+
+
+def _checked_sampler(
+    num_steps: Any, sampler: AbstractSampler | None
+) -> AbstractSampler:
+    if sampler is None:
+        num_steps = 200 if num_steps is None else num_steps
+        return Ancestral(checked_num_steps("DiffusionPrior", num_steps))
+    if num_steps is not None:
+        raise ValueError(
+            "DiffusionPrior: num_steps must be left out where a sampler is given, which "
+            f"has its own, got num_steps={num_steps!r}."
         )
-    return shape
+    return checked_instance(
+        "DiffusionPrior", "sampler", sampler, AbstractSampler, "samplers.Ancestral(200)"
+    )
+
+
+def _check_scaling(
+    scaling: Any, reverse: AbstractReverse, event_shape: tuple[int, ...]
+) -> None:
+    checked_instance(
+        "DiffusionPrior", "scaling", scaling, Scaling, "datasets.Scaling.fit(data)"
+    )
+    if reverse.forward.values is not None:
+        raise ValueError(
+            "DiffusionPrior: scaling must be left out for values of a finite set, whose "
+            f"units are their own, got {scaling}."
+        )
+    scaling.check_shape("DiffusionPrior", event_shape)
 
 
 def _check_denoiser(reverse: AbstractReverse, event_shape: tuple[int, ...]) -> None:
-    x = jax.ShapeDtypeStruct(event_shape, jnp.result_type(float))
+    x = jax.ShapeDtypeStruct(event_shape, _dtype(reverse, event_shape))
     try:
         denoised = jax.eval_shape(lambda x: reverse.denoise(x, jnp.array(0.5)), x)
     except Exception as error:
@@ -216,8 +313,15 @@ def _check_denoiser(reverse: AbstractReverse, event_shape: tuple[int, ...]) -> N
             f"DiffusionPrior: the denoiser does not accept an event of shape "
             f"{event_shape}: {error}"
         ) from error
-    if denoised.shape != event_shape:
+    expected = reverse.forward.mean_shape(event_shape)
+    if denoised.shape != expected:
         raise ValueError(
-            f"DiffusionPrior: the denoiser must return an event of shape {event_shape}, "
+            f"DiffusionPrior: the denoiser must return an event of shape {expected}, "
             f"got {denoised.shape}."
         )
+
+
+def _dtype(reverse: AbstractReverse, event_shape: tuple[int, ...]) -> Any:
+    """The type of the process's noisy events: integers, if entries take few values."""
+    law = lambda key: jnp.asarray(reverse.forward.terminal(event_shape).sample(key))
+    return jax.eval_shape(law, jax.random.key(0)).dtype

@@ -4,117 +4,37 @@ An object is taken apart into values that JSON knows, arrays, and registered cla
 On loading, each class is looked up by its name among the registered ones and built by
 its own constructor; the file can name a class but brings no code.
 
-There are three sorts of classes, told apart by `register`:
-
-- *config*: has `to_config()` and the classmethod `from_config(config)`. What the first
-  returns is saved and handed to the second.
-- *network*: an Equinox module whose constructor takes hyperparameters and a `key`. Its
-  hyperparameters and its arrays are saved. On loading the constructor runs abstractly
-  (it draws no numbers), then the arrays are put in place.
-- *plain*: any other dataclass. Its fields are saved and handed to the constructor.
-
 A value is None, a bool, an int, a float, a string, a NumPy or JAX array, an object of a
-registered class, or a tuple or list of values.
+registered class, or a tuple or list of values. Classes of one's own are registered by
+`register`; those that this library exports are known.
 """
 
-import dataclasses
 import importlib.metadata
-import inspect
 import math
 import os
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 
-from numpyro_diffusion.archive import (
-    Archive,
-    ArchiveError,
-    read_archive,
-    write_archive,
-)
-from numpyro_diffusion.forward import BernoulliForward, GaussianForward
-from numpyro_diffusion.networks import MLP, UNet
-from numpyro_diffusion.paper2015.kernel_reverse import (
-    BitReadout,
-    KernelReverse,
-    PlainBitReadout,
-    PrintedReadout,
-    ReferenceCodeReadout,
-    SquareRootReadout,
-)
-from numpyro_diffusion.paper2015.networks import MultiScaleNet, RBFNet, SigmoidMLP
-from numpyro_diffusion.prior import DiffusionPrior
-from numpyro_diffusion.reverse import (
-    DataPrediction,
-    DenoisingError,
-    DenoisingReverse,
-    LogitPrediction,
-    VelocityPrediction,
-)
-from numpyro_diffusion.reverse.analytic import BinaryPatternsReverse, MixtureReverse
-from numpyro_diffusion.samplers.flow import ProbabilityFlow
-from numpyro_diffusion.schedules import (
-    Cosine,
-    Geometric,
-    Learned,
-    SignalLinear,
-    Tabulated,
-)
+from numpyro_diffusion import registry
+from numpyro_diffusion.archive import Archive, ArchiveError, read_archive, write_archive
+from numpyro_diffusion.registry import Entry, register
 
 __all__ = ["load", "read_card", "register", "save"]
 
-_Class = TypeVar("_Class", bound=type)
 _KIND = "checkpoint"
-_HOW_TO_REGISTER = "register it with `numpyro_diffusion.saving.register`"
-
-
-class _Entry(NamedTuple):
-    cls: type
-    sort: str  # "config", "network" or "plain"
+_TRAINING = "training state"  # what `fit(checkpoint=...)` writes
 
 
 class _File(NamedTuple):
     path: str
     arrays: dict[str, np.ndarray]
     version: str  # of the library that wrote it
-
-
-_REGISTRY: dict[str, _Entry] = {}
-
-
-def register(cls: _Class) -> _Class:
-    """Make a class known to `save` and `load`, under its name; use it as a decorator.
-
-    A network's constructor must be traceable (`jax.numpy` on its random numbers is
-    fine, `float(...)` of them is not) and keep each hyperparameter as an attribute of
-    the same name. A plain class keeps each constructor argument as the field of the
-    same name.
-
-    Args:
-        cls: The class.
-
-    Returns:
-        The class, unchanged.
-
-    Raises:
-        TypeError: The class fits none of the three sorts of this module.
-        ValueError: Another class is registered under this name.
-    """
-    name = cls.__name__
-    known = _REGISTRY.get(name)
-    if known is not None and not _is_same_class(known.cls, cls):
-        raise ValueError(
-            f"register: the name {name} is taken by {_full_name(known.cls)}, so "
-            f"{_full_name(cls)} needs another name."
-        )
-    _REGISTRY[name] = _Entry(cls, _sort_of(cls))
-    return cls
 
 
 def save(
@@ -159,7 +79,8 @@ def load(path: str | os.PathLike[str]) -> Any:
         FileNotFoundError: There is no such file.
         ArchiveError: The file is damaged or not a checkpoint, names a class that is not
             registered, does not fit the class as it is now, or holds a JAX array in
-            double precision while `jax_enable_x64` is off.
+            double precision while `jax_enable_x64` is off. The training state that
+            `fit(checkpoint=...)` writes is no object.
     """
     header, arrays = _read(path)
     version = str(header.get("library_version"))
@@ -174,66 +95,6 @@ def read_card(path: str | os.PathLike[str]) -> dict[str, Any]:
         ArchiveError: The file is damaged or not a checkpoint.
     """
     return _read(path).header.get("card", {})
-
-
-# ---- Classes
-
-
-def _sort_of(cls: type) -> str:
-    if hasattr(cls, "from_config") or hasattr(cls, "to_config"):
-        if not (hasattr(cls, "from_config") and hasattr(cls, "to_config")):
-            raise TypeError(
-                f"register: {cls.__name__} has only one of to_config and from_config; "
-                "both are needed."
-            )
-        return "config"
-    parameters = _parameters(cls)
-    if not dataclasses.is_dataclass(cls) or parameters is None:
-        raise _unfit(cls, "is no dataclass with named constructor arguments")
-    fields = {field.name for field in dataclasses.fields(cls)}
-    if "key" in parameters and "key" not in fields:
-        lost = [p for p in parameters if p not in {"key", *fields} | set(dir(cls))]
-        if not issubclass(cls, eqx.Module):
-            raise _unfit(cls, "takes a key but is no Equinox module")
-        if lost:
-            raise _unfit(cls, f"does not keep its arguments {_names(lost)} as fields")
-        return "network"
-    if set(parameters) != fields:
-        raise _unfit(
-            cls,
-            f"has the fields {_names(fields)} but the constructor arguments "
-            f"{_names(parameters)}",
-        )
-    return "plain"
-
-
-def _unfit(cls: type, why: str) -> TypeError:
-    return TypeError(
-        f"register: {cls.__name__} {why}; give it `to_config(self) -> dict` and a "
-        "classmethod `from_config(cls, config)`, which save and load will use."
-    )
-
-
-def _parameters(cls: type) -> dict[str, inspect.Parameter] | None:
-    """The constructor's arguments; None if not all of them go by a name."""
-    parameters = dict(inspect.signature(cls).parameters)
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return parameters if all(p.kind in named for p in parameters.values()) else None
-
-
-def _is_same_class(old: type, new: type) -> bool:
-    # A notebook cell that is run again, or a module that is reloaded, makes a new class
-    # of the same name at the same place. Local classes may differ from call to call.
-    is_local = "<locals>" in new.__qualname__
-    return old is new or (_full_name(old) == _full_name(new) and not is_local)
-
-
-def _full_name(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
-
-
-def _names(names: Any) -> str:
-    return ", ".join(sorted(names)) if names else "(none)"
 
 
 # ---- Writing
@@ -251,9 +112,12 @@ def _encode(value: Any, where: str, arrays: dict[str, Any]) -> Any:
     if isinstance(value, (jax.Array, np.ndarray, np.generic)):
         arrays[where] = value
         return {"array": where, "as": _sort_of_array(value)}
-    entry = _REGISTRY.get(type(value).__name__)
-    if entry is None or entry.cls is not type(value):
-        raise _unknown(value, where)
+    entry = registry.entry_of(value)
+    if entry is None:
+        raise TypeError(
+            f"save: {where} is {registry.described(value)}, which cannot be saved; "
+            f"{registry.advice(value)}."
+        )
     values, leaves = _take_apart(value, entry, where, arrays)
     return {
         "class": entry.cls.__name__,
@@ -264,12 +128,12 @@ def _encode(value: Any, where: str, arrays: dict[str, Any]) -> Any:
 
 
 def _take_apart(
-    obj: Any, entry: _Entry, where: str, arrays: dict[str, Any]
+    obj: Any, entry: Entry, where: str, arrays: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     if entry.sort == "config":
         members = obj.to_config()
     else:
-        names = _parameters(entry.cls) or {}
+        names = registry.parameters(entry.cls) or {}
         is_network = entry.sort == "network"
         members = {n: getattr(obj, n) for n in names if not (is_network and n == "key")}
     values = {n: _encode(v, f"{where}.{n}", arrays) for n, v in members.items()}
@@ -308,16 +172,6 @@ def _check_network(network: Any, skeleton: Any, where: str) -> None:
             )
 
 
-def _unknown(value: Any, where: str) -> TypeError:
-    if callable(value) and hasattr(value, "__name__") and not isinstance(value, type):
-        what = f"the function {value.__name__}"
-        advice = f"write it as an Equinox module and {_HOW_TO_REGISTER}"
-    else:
-        what = f"an object of class {_full_name(type(value))}"
-        advice = f"if the class is yours, {_HOW_TO_REGISTER}"
-    return TypeError(f"save: {where} is {what}, which cannot be saved; {advice}.")
-
-
 def _library_version() -> str:
     try:
         return importlib.metadata.version("numpyro-diffusion")
@@ -332,9 +186,15 @@ def _read(path: str | os.PathLike[str]) -> Archive:
     archive = read_archive(path)
     kind = archive.header.get("kind")
     if kind != _KIND:
+        what = f"an archive of kind {kind!r}"
+        if kind == _TRAINING:
+            what += (
+                ", which `fit(..., checkpoint=path)` keeps of a run: the same call "
+                "resumes it, and `save` writes its result"
+            )
         raise ArchiveError(
             f"{path} must hold an object saved by numpyro_diffusion.save (an archive "
-            f"of kind {_KIND!r}), got an archive of kind {kind!r}."
+            f"of kind {_KIND!r}), got {what}."
         )
     return archive
 
@@ -382,46 +242,42 @@ def _decode_array(name: str, sort: str, file: _File) -> Any:
     return restored
 
 
-def _look_up(name: str, sort: str, file: _File) -> _Entry:
-    entry = _REGISTRY.get(name)
+def _look_up(name: str, sort: str, file: _File) -> Entry:
+    entry = registry.entry_named(name)
     if entry is None:
         raise ArchiveError(
             f"{file.path} holds an object of class {name}, which is not registered: "
-            f"import the module that defines it, or {_HOW_TO_REGISTER}, before loading."
+            f"import the module that defines it, or {registry.HOW_TO_REGISTER}, "
+            "before loading."
         )
     if entry.sort != sort:
         raise ArchiveError(
-            f"{file.path} holds {name} as a {sort} class, but {_full_name(entry.cls)} "
-            f"is a {entry.sort} class."
+            f"{file.path} holds {name} as a {sort} class, but "
+            f"{registry.full_name(entry.cls)} is a {entry.sort} class."
         )
     return entry
 
 
 def _put_together(
-    entry: _Entry, values: dict[str, Any], leaves: dict[str, Any], file: _File
+    entry: Entry, values: dict[str, Any], leaves: dict[str, Any], file: _File
 ) -> Any:
-    if entry.sort == "config":
-        return entry.cls.from_config(values)
-    _check_names(entry, values, file)
-    if entry.sort == "plain":
-        return entry.cls(**values)
-    return _fill(_skeleton(entry.cls, values), leaves, file)
-
-
-def _check_names(entry: _Entry, values: dict[str, Any], file: _File) -> None:
-    # An argument that came later may be absent from the file if it has a default.
-    allowed = dict(_parameters(entry.cls) or {})
-    if entry.sort == "network":
-        del allowed["key"]
-    needed = [n for n, p in allowed.items() if p.default is inspect.Parameter.empty]
-    missing, unknown = set(needed) - set(values), set(values) - set(allowed)
-    if missing or unknown:
+    reason = registry.mismatch(entry, values)
+    if reason is not None:
         raise ArchiveError(
-            f"{file.path} does not fit the class {_full_name(entry.cls)}, whose "
-            f"arguments are {_names(allowed)}: missing from the file are "
-            f"{_names(missing)}, unknown to the class are {_names(unknown)} (written "
-            f"by numpyro_diffusion {file.version})."
+            f"{file.path} does not fit the class {registry.full_name(entry.cls)}, "
+            f"{reason} (written by numpyro_diffusion {file.version})."
         )
+    try:
+        if entry.sort == "config":
+            return entry.cls.from_config(values)
+        if entry.sort == "plain":
+            return entry.cls(**values)
+        skeleton = _skeleton(entry.cls, values)
+    except Exception as error:  # no constructor expects all that a file may hold
+        raise ArchiveError(
+            f"{file.path} holds a {entry.cls.__name__} that cannot be made: {error}"
+        ) from error
+    return _fill(skeleton, leaves, file)
 
 
 def _skeleton(cls: Callable[..., Any], hyper: dict[str, Any]) -> Any:
@@ -432,12 +288,11 @@ def _skeleton(cls: Callable[..., Any], hyper: dict[str, Any]) -> Any:
 def _fill(skeleton: Any, leaves: dict[str, Any], file: _File) -> Any:
     where = f"{file.path}: the network {type(skeleton).__name__}"
     built = {n: leaf for n, leaf in _leaves(skeleton).items() if _is_array(leaf)}
-    missing, unknown = built.keys() - leaves.keys(), leaves.keys() - built.keys()
-    if missing or unknown:
+    reason = registry.difference(built, built, leaves)
+    if reason is not None:
         raise ArchiveError(
-            f"{where} has other leaves than the file: missing from the file are "
-            f"{_names(missing)}, unknown to the class are {_names(unknown)} (written "
-            f"by numpyro_diffusion {file.version})."
+            f"{where} has other leaves than the file: {reason} (written by "
+            f"numpyro_diffusion {file.version})."
         )
     stored = {name: _decode(node, file) for name, node in leaves.items()}
     for name, leaf in built.items():
@@ -472,44 +327,3 @@ def _sort_of_array(value: Any) -> str:
 
 def _describe(leaf: Any) -> str:
     return f"an array of shape {leaf.shape}" if _is_array(leaf) else repr(leaf)
-
-
-# The classes of this library that `save` and `load` know.
-_OWN_CLASSES: tuple[type, ...] = (
-    BernoulliForward,
-    BinaryPatternsReverse,
-    BitReadout,
-    Cosine,
-    DataPrediction,
-    DenoisingError,
-    DenoisingReverse,
-    DiffusionPrior,
-    GaussianForward,
-    Geometric,
-    KernelReverse,
-    Learned,
-    LogitPrediction,
-    MLP,
-    MixtureReverse,
-    MultiScaleNet,
-    PlainBitReadout,
-    PrintedReadout,
-    ProbabilityFlow,
-    RBFNet,
-    ReferenceCodeReadout,
-    SigmoidMLP,
-    SignalLinear,
-    SquareRootReadout,
-    Tabulated,
-    UNet,
-    VelocityPrediction,
-)
-# Solvers that a prior's probability flow may hold.
-_SOLVERS: tuple[type, ...] = (
-    diffrax.Bosh3,
-    diffrax.Dopri5,
-    diffrax.Heun,
-    diffrax.Tsit5,
-)
-for _known in (*_OWN_CLASSES, *_SOLVERS):
-    register(_known)

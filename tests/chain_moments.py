@@ -35,7 +35,9 @@ def _push(reverse, guidance, log_likelihood, dim, num_steps):
 
         def proposal(x):
             x = x[None, None]
-            return law_moments(guidance.step(reverse, log_likelihood, x, t, s).proposal)
+            return law_moments(
+                guidance.step(reverse, log_likelihood, x, t=t, s=s).proposal
+            )
 
         moved, width = proposal(mean)
         slope = jax.jacfwd(lambda x: proposal(x)[0])(mean)

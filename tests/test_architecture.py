@@ -5,9 +5,11 @@ import graphlib
 import importlib
 import inspect
 import pathlib
+import pkgutil
 import subprocess
 import sys
 import tomllib
+import types
 
 import pytest
 
@@ -26,6 +28,10 @@ def room(module):
     return module.split(".")[0]
 
 
+def is_module(name):
+    return name in FILES or f"{name}.__init__" in FILES
+
+
 def imports(source):
     """Modules of the package that a source text imports, and relative imports."""
     found, relative = set(), []
@@ -36,9 +42,14 @@ def imports(source):
             if node.level:
                 relative.append(ast.unparse(node))
                 continue
-            names = [node.module]
-            if node.module == "numpyro_diffusion":
-                names = [f"numpyro_diffusion.{alias.name}" for alias in node.names]
+            # `from a.room import module` imports the module, not the room.
+            full = [f"{node.module}.{alias.name}" for alias in node.names]
+            within = [n.removeprefix("numpyro_diffusion.") for n in full]
+            names = [
+                name if is_module(inner) or node.module == "numpyro_diffusion" else None
+                for name, inner in zip(full, within, strict=True)
+            ]
+            names = [name or node.module for name in names]
         else:
             continue
         found |= {
@@ -149,3 +160,37 @@ def test_modules_export_what_they_list(name):
     )
     assert module.__doc__
     assert [n for n in getattr(module, "__all__", []) if not hasattr(module, n)] == []
+
+
+def shadows(package):
+    """Names that a package exports and that hide a module of its own."""
+    modules = {module.name for module in pkgutil.iter_modules(package.__path__)}
+    return [
+        name
+        for name in getattr(package, "__all__", [])
+        if name in modules and not inspect.ismodule(getattr(package, name))
+    ]
+
+
+PACKAGES = [
+    importlib.import_module(f"numpyro_diffusion.{n}".removesuffix(".__init__"))
+    for n in FILES
+    if n.endswith("__init__")
+]
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.__name__)
+def test_no_exported_name_hides_a_module(package):
+    """`datasets.digits` was a function and a module, and imports got the wrong one."""
+    assert shadows(package) == []
+
+
+def test_control_a_hidden_module_is_found(tmp_path):
+    (tmp_path / "digits.py").touch()
+    package = types.ModuleType("room")
+    package.__path__ = [str(tmp_path)]
+    package.__all__ = ["digits", "mnist"]
+    package.digits = package.mnist = lambda: None
+    assert shadows(package) == ["digits"]
+    package.digits = types.ModuleType("room.digits")
+    assert shadows(package) == []

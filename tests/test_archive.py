@@ -1,6 +1,7 @@
 import hashlib
 import io
 import json
+import math
 import os
 import pickle
 import struct
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from numpyro_diffusion import archive
 from numpyro_diffusion.archive import ArchiveError, read_archive, write_archive
 
 DTYPES = [
@@ -238,8 +240,11 @@ GOOD = {"name": "a", "dtype": "float32", "shape": [2], "offset": 0}
         {"offset": -8},
         {"offset": None},
         {"name": []},
+        {"shape": [2**40, 2**40]},
+        {"shape": [1] * 70},
+        {"shape": [10**4000] * 300},
     ],
-    ids=str,
+    ids=lambda change: str(change)[:30],
 )
 def test_table_that_makes_no_sense_is_refused(tmp_path, change):
     """The checksum guards against accidents; this is a file made by hand."""
@@ -262,6 +267,97 @@ def test_table_that_makes_no_sense_in_a_damaged_file_is_damage(tmp_path):
     (tmp_path / "a.nd").write_bytes(data)
     with pytest.raises(ArchiveError, match="is damaged"):
         read_archive(tmp_path / "a.nd")
+
+
+# ---- What a file may cost
+
+
+def table(*entries):
+    header = {"format_version": 1, "user": {}, "arrays": entries}
+    return json.dumps(header).encode()
+
+
+def test_arrays_that_share_their_bytes_are_refused(tmp_path):
+    """A small file would fill the memory if each of many arrays were all of it."""
+    whole = {"dtype": "uint8", "shape": [1000], "offset": 0}
+    entries = [whole | {"name": str(k)} for k in range(3)]
+    (tmp_path / "a.nd").write_bytes(sealed(table(*entries), bytes(1000)))
+    with pytest.raises(ArchiveError, match="'1' does not follow the one before"):
+        read_archive(tmp_path / "a.nd")
+
+
+def test_bytes_between_arrays_are_refused(tmp_path):
+    text = table(GOOD, GOOD | {"name": "b", "offset": 16})
+    (tmp_path / "a.nd").write_bytes(sealed(text, bytes(24)))
+    with pytest.raises(ArchiveError, match="its header asks for"):
+        read_archive(tmp_path / "a.nd")
+
+
+@pytest.mark.parametrize("has_right_hash", [True, False])
+def test_shapes_of_very_long_numbers_are_not_multiplied(
+    tmp_path, monkeypatch, has_right_hash
+):
+    """The product of 20,000 numbers of 4,000 digits took minutes."""
+    data = sealed(table(GOOD, GOOD | {"shape": [10**4000 + 1] * 100}), bytes(8))
+    (tmp_path / "a.nd").write_bytes(data if has_right_hash else data[:-1] + b"\x01")
+    multiplied = []
+    product = math.prod
+    spy = lambda shape: multiplied.extend(shape) or product(shape)
+    monkeypatch.setattr(archive.math, "prod", spy)
+    with pytest.raises(ArchiveError) as caught:
+        read_archive(tmp_path / "a.nd")
+    assert set(multiplied) == {2}  # the first array's: the spy does see shapes
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("start", [b"", b"\x8dNPD\r\n\x1a\n", "whole"], ids=len)
+def test_sparse_file_is_not_read(tmp_path, start):
+    """40 GB of nothing, which asked for as much memory."""
+    data = sealed(table(GOOD), bytes(8)) if start == "whole" else start
+    with open(tmp_path / "a.nd", "wb") as file:
+        file.write(data)
+        file.truncate(40 * 2**30)
+    with pytest.raises(ArchiveError, match=r"is not a|damaged|header of|not JSON"):
+        read_archive(tmp_path / "a.nd")
+
+
+def test_header_longer_than_its_limit_is_refused(tmp_path, monkeypatch):
+    write_archive(tmp_path / "a.nd", {"x": "y" * 1000}, {})
+    monkeypatch.setattr(archive, "_MAX_HEADER", 500)
+    with pytest.raises(ArchiveError, match=r"a header of 10.. bytes, where 500 are"):
+        read_archive(tmp_path / "a.nd")
+    with pytest.raises(ValueError, match="header must have at most 500 bytes, got 10"):
+        write_archive(tmp_path / "b.nd", {"x": "y" * 1000}, {})
+    assert not (tmp_path / "b.nd").exists()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="no devices here")
+@pytest.mark.parametrize("path", ["/dev/zero", "/dev/null"])
+def test_device_is_no_file(path):
+    """`/dev/zero` has no end."""
+    with pytest.raises(ArchiveError, match="must be a file, got a device or pipe"):
+        read_archive(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_pipe_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ArchiveError, match="must be a file, got a device or pipe"):
+        read_archive(tmp_path / "pipe")
+
+
+def test_folder_is_no_file(tmp_path):
+    with pytest.raises(ArchiveError, match="cannot be read: Is a directory"):
+        read_archive(tmp_path)
+
+
+def test_file_that_may_not_be_read_is_named(small, monkeypatch):
+    def refuse(*args):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)  # to the superuser nothing is forbidden
+    with pytest.raises(ArchiveError, match=r"small\.nd cannot be read: Permission"):
+        read_archive(small)
 
 
 class Bomb:

@@ -50,8 +50,8 @@ class ForwardBackwards(AbstractReverse):
     def denoising_variance(self, t):
         raise NotImplementedError
 
-    def step(self, x_t, t, s):
-        return ReverseStep(x_t, self.forward.transition(x_t, s, t))
+    def step(self, x_t, *, t, s):
+        return ReverseStep(x_t, self.forward.transition(x_t, s=s, t=t))
 
 
 def gaussian(schedule, eigenvalues):
@@ -74,7 +74,7 @@ def expected_step_kls(reverse, x0s, num_steps):
 
         def kl(x0, noise):
             a, b = jnp.sqrt(schedule.alpha_bar(t)), jnp.sqrt(schedule.noise(t))
-            return step_kl(reverse, x0, a * x0 + b * noise, t, s, jr.key(0))
+            return step_kl(reverse, x0, a * x0 + b * noise, t=t, s=s, key=jr.key(0))
 
         return None, jnp.mean(jax.vmap(jax.vmap(kl, (None, 0)), (0, None))(x0s, noises))
 
@@ -99,13 +99,13 @@ def gaussian_L(reverse, eigenvalues, num_steps):
 
     def step(variance, times):
         t, s = times
-        law = reverse.transition(jnp.ones(dim), t, s)
-        gain = law.mean - reverse.transition(jnp.zeros(dim), t, s).mean
+        law = reverse.transition(jnp.ones(dim), t=t, s=s)
+        gain = law.mean - reverse.transition(jnp.zeros(dim), t=t, s=s).mean
         return gain**2 * variance + law.variance, None
 
     times = (grid[2:], grid[1:-1])
     variance, _ = jax.lax.scan(step, jnp.ones(dim), times, reverse=True)
-    beta = reverse.forward.schedule.beta(grid[0], grid[1])
+    beta = reverse.forward.schedule.beta(s=grid[0], t=grid[1])
     variance = (1.0 - beta) * variance + beta
     return (
         -0.5 * jnp.sum(jnp.log(2 * jnp.pi * variance) + eigenvalues / variance) / BITS
@@ -117,7 +117,7 @@ def gaussian_L(reverse, eigenvalues, num_steps):
 
 def test_reference_schedule_is_the_released_codes():
     schedule, grid = reference_code(), uniform_grid(1000)
-    beta = schedule.beta(grid[:-1], grid[1:])
+    beta = schedule.beta(s=grid[:-1], t=grid[1:])
     np.testing.assert_allclose(beta[0], 0.00199999, atol=5e-9)
     np.testing.assert_allclose(beta[-1], 0.4999955, atol=5e-8)
     np.testing.assert_allclose(schedule.alpha_bar(1.0), 9.9161e-4, atol=5e-9)
@@ -167,7 +167,7 @@ def bit_step_kls(reverse, x0, num_steps):
     def step(total, times):
         t, s = times
         one = reverse.forward.marginal(x0, t).mean[0]
-        kl = lambda bit: step_kl(reverse, x0, jnp.array([bit]), t, s, jr.key(0))
+        kl = lambda bit: step_kl(reverse, x0, jnp.array([bit]), t=t, s=s, key=jr.key(0))
         return total + one * kl(1.0) + (1.0 - one) * kl(0.0), None
 
     return jax.lax.scan(step, jnp.zeros(()), (grid[2:], grid[1:-1]))[0]
@@ -231,8 +231,8 @@ def test_bound_of_gaussian_data(eigenvalues, name, num_steps, K_expected, L_expe
     np.testing.assert_allclose(L, L_expected, atol=1e-5)
     # the recipe of section 11, per eigenvalue
     grid = uniform_grid(num_steps)
-    a = np.array(schedule.kept(grid[:-1], grid[1:]))
-    b = np.array(schedule.beta(grid[:-1], grid[1:]))
+    a = np.array(schedule.kept(s=grid[:-1], t=grid[1:]))
+    b = np.array(schedule.beta(s=grid[:-1], t=grid[1:]))
     signal = np.array(schedule.alpha_bar(grid))
     naive = 0.0
     for eigenvalue in eigenvalues:
@@ -245,7 +245,7 @@ def test_bound_of_gaussian_data(eigenvalues, name, num_steps, K_expected, L_expe
     # K <= L <= -H, and the ceiling that beta_1 alone sets
     assert K < L < minus_H
     L_null = float(null_log_prob(reverse.forward, x0s[0])) / BITS
-    assert K - L_null <= -np.log2(float(schedule.beta(0.0, 1 / num_steps)))
+    assert K - L_null <= -np.log2(float(schedule.beta(s=0.0, t=1 / num_steps)))
     # -H itself is printed to five decimals
     np.testing.assert_allclose(
         minus_H, {0.25: -3.49787, 0.01: -1.26865}[eigenvalues[1]], atol=1e-5
@@ -266,10 +266,10 @@ def gaussian_terms(reverse, x0, num_steps):
         s, t = grid[k - 1], grid[k]
         x_s = forward.marginal(x0, s)
         x_s = x_s.mean + jnp.sqrt(x_s.variance) * e_s
-        step = forward.transition(x_s, s, t)
+        step = forward.transition(x_s, s=s, t=t)
         x_t = step.mean + jnp.sqrt(step.variance) * e_t
         edge, step_back = forward.transition, reverse.transition
-        law = edge(x_t, s, t) if k == 1 else step_back(x_t, t, s)
+        law = edge(x_t, s=s, t=t) if k == 1 else step_back(x_t, t=t, s=s)
         return law.log_prob(x_s) - step.log_prob(x_t)
 
     eq38 = 0.0
@@ -294,7 +294,10 @@ def test_pointwise_correction_of_gaussian_events(name):
     schedule = signal_linear() if name == "paper" else tabulated(betas)
     reverse = gaussian(schedule, (1.75, 0.25))
     grid = uniform_grid(4)
-    left, beta_1 = float(schedule.alpha_bar(1.0)), float(schedule.beta(0.0, grid[1]))
+    left, beta_1 = (
+        float(schedule.alpha_bar(1.0)),
+        float(schedule.beta(s=0.0, t=grid[1])),
+    )
     for x0 in (jnp.array([0.3, -1.2]), jnp.array([2.0, 1.0])):
         correction = pointwise_correction(reverse.forward, x0, grid)
         expected = 0.5 * (left + beta_1) * (2.0 - np.sum(np.square(x0)))
@@ -329,8 +332,8 @@ def kernels(reverse, num_steps):
     q, p = {}, {}
     for k in range(1, num_steps + 1):
         s, t = grid[k - 1], grid[k]
-        means = jax.vmap(lambda x, s=s, t=t: forward.transition(x, s, t).mean)(cube)
-        back = jax.vmap(lambda x, s=s, t=t: reverse.transition(x, t, s).mean)(cube)
+        means = jax.vmap(lambda x, s=s, t=t: forward.transition(x, s=s, t=t).mean)(cube)
+        back = jax.vmap(lambda x, s=s, t=t: reverse.transition(x, t=t, s=s).mean)(cube)
         if k == 1:
             back = means  # the edge step
         law = lambda m: np.prod(
@@ -358,7 +361,7 @@ def test_eq14_and_eq38_of_a_small_heartbeat_by_enumeration(rate):
             eq38 += np.sum(joint * (np.log(p[k]).T - np.log(q[k])))
         kls = jax.jit(
             lambda x0, t, s: jax.vmap(
-                lambda x: step_kl(reverse, x0, x, t, s, jr.key(0))
+                lambda x: step_kl(reverse, x0, x, t=t, s=s, key=jr.key(0))
             )(jnp.asarray(CUBE))
         )
         eq14 = forward.marginal(x0, grid[T]).entropy()
@@ -456,11 +459,11 @@ def test_step_kl_without_a_closed_form_is_unbiased():
         forward, jnp.ones(2) / 2, jnp.array([[-0.9], [0.9]]), jnp.full((2, 1), 0.4)
     )
     x0, x_t, t, s = jnp.array([0.7]), jnp.array([0.1]), 0.8, 0.5
-    q, p = forward.posterior(x_t, x0, s, t), reverse.transition(x_t, t, s)
+    q, p = forward.posterior(x_t, x0, s=s, t=t), reverse.transition(x_t, t=t, s=s)
     x = jnp.linspace(-6.0, 6.0, 4001)[:, None]
     log_q, log_p = q.log_prob(x), p.log_prob(x)
     exact = np.sum(np.exp(log_q) * (log_q - log_p)) * (x[1, 0] - x[0, 0])
-    draw = jax.jit(jax.vmap(lambda key: step_kl(reverse, x0, x_t, t, s, key)))
+    draw = jax.jit(jax.vmap(lambda key: step_kl(reverse, x0, x_t, t=t, s=s, key=key)))
     draws = np.array(draw(jr.split(jr.key(4), 20_000)))
     tol = 5 * draws.std() / np.sqrt(len(draws))  # six in ten million
     assert abs(draws.mean() - exact) < tol
@@ -482,8 +485,8 @@ def test_entropy_of_a_reverse_step_lies_between_its_bounds(k, lower, true, upper
     """Data +-1, T = 20: the values of section 6, in nats."""
     forward, s, t = GaussianForward(signal_linear()), (k - 1) / 20, k / 20
     plus = jnp.array([1.0])
-    low = forward.posterior(plus, plus, s, t).entropy()
-    high = forward.transition(plus, s, t).entropy()
+    low = forward.posterior(plus, plus, s=s, t=t).entropy()
+    high = forward.transition(plus, s=s, t=t).entropy()
     np.testing.assert_allclose(low, lower, atol=1e-5)
     np.testing.assert_allclose(high, upper, atol=1e-5)
     # eq. 24's left side

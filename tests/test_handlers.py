@@ -248,12 +248,9 @@ def test_guide_errors():
     with pytest.raises(ValueError, match=r"'rate' lies between .*'x' .*\['y'\]"):
         draws(guide(between), 0.3, num=1)
 
-    def several():
-        numpyro.sample("a", PRIOR)
-        numpyro.sample("b", PRIOR)
-
-    with pytest.raises(ValueError, match="several diffusion sites"):
-        draws(guide(several), num=1)
+    given = {"x": jnp.zeros((1, 2))}
+    with pytest.raises(ValueError, match=r"'x' must have no value, .* gives it one"):
+        draws(guide(linear), Y, posterior=given)
     with pytest.raises(ValueError, match="must have a latent diffusion site"):
         draws(guide(lambda: numpyro.sample("a", dist.Normal())), num=1)
 
@@ -266,6 +263,48 @@ def test_named_site_of_several():
 
     result = draws(guide(model, GUIDANCE, site="b"), jnp.zeros(2), num=20)
     assert np.max(np.abs(result["a"] - result["b"])) < WIDTH
+
+
+def test_several_sites_are_drawn_jointly():
+    """With y = a - b observed, by a name for both or by none; the sum keeps its prior."""
+
+    def model(y):
+        a = numpyro.sample("a", PRIOR)
+        b = numpyro.sample("b", PRIOR)
+        numpyro.sample("y", dist.Normal(a - b, 1e-3).to_event(1), obs=y)
+
+    for site in (None, ["b", "a"]):
+        result = draws(guide(model, GUIDANCE, site=site), jnp.ones(2), num=400)
+        # Each of the two has the width of the last step.
+        assert np.max(np.abs(result["a"] - result["b"] - 1.0)) < 2 * WIDTH
+        total = result["a"] + result["b"]
+        error = 6 * np.sqrt(2 * np.diag(COVARIANCE) / 400)  # by luck: 1e-8
+        assert np.all(np.abs(total.mean(0) - 2 * MEAN) < error)
+        assert np.all(total.std(0) > 1.0)  # 1.4 and 1.3; 0 if one had stood still
+
+
+def test_a_partly_observed_site():
+    """What `obs_mask` hides follows from x: three copies of x0, two of them seen."""
+
+    def model(y, mask):
+        x = numpyro.sample("x", PRIOR)
+        numpyro.sample("y", dist.Normal(x[0], SIGMA).expand([3]), obs=y, obs_mask=mask)
+
+    y, mask = jnp.array([1.5, 0.9, jnp.nan]), jnp.array([True, True, False])
+    result = draws(guide(model, GUIDANCE), y, mask)
+    operator = np.array([[1.0, 0.0], [1.0, 0.0]])
+    mean, covariance = gaussian_posterior(
+        MEAN, COVARIANCE, operator, np.array([1.5, 0.9]), SIGMA
+    )
+    sd = np.sqrt(covariance[0, 0])
+    # Six standard errors, and the guidance's own error of first order in the step.
+    assert abs(result["x"][:, 0].mean() - mean[0]) < 6 * sd / np.sqrt(NUM) + 0.02
+    residual = (result["y"][:, 2] - result["x"][:, 0]) / SIGMA
+    np.testing.assert_allclose(residual.mean(), 0.0, atol=6 / np.sqrt(NUM))
+    np.testing.assert_allclose(residual.var(), 1.0, atol=6 * np.sqrt(2 / NUM))
+    np.testing.assert_array_equal(
+        result["y"][:, :2], np.broadcast_to(y[:2].astype(result["y"].dtype), (NUM, 2))
+    )
 
 
 def test_observation_by_an_inner_and_by_an_outer_condition():

@@ -3,15 +3,23 @@
 import ast
 import pathlib
 import re
+from types import ModuleType
 
 import numpy as np
 import pytest
 from test_architecture import ROOMS, floors
 
+import numpyro_diffusion as nd
 from numpyro_diffusion.pretrained import pretrained_card
 from numpyro_diffusion.training import loop as training
 
 ROOT = pathlib.Path(__file__).parents[1]
+DOORS = sorted(path.stem for path in (ROOT / "docs" / "extending").glob("*.md"))
+DOOR_FILES = [
+    path
+    for path in sorted((ROOT / "tests" / "extending").glob("*.py"))
+    if not path.stem.startswith("test_")
+]
 README = (ROOT / "README.md").read_text()
 EXAMPLE_LINE = (
     'python3 -m venv .venv && .venv/bin/pip install -q ".[examples]" && '
@@ -59,11 +67,74 @@ def test_quick_start_runs_and_visits_both_sides_of_the_ring(monkeypatch, capsys)
     assert 0.2 < up < 0.8  # the data say nothing of the sign
 
 
-def test_extending_page_runs():
+@pytest.fixture
+def beside_the_files(monkeypatch, tmp_path):
+    """Where a user stands who saved the pages' files and writes to a folder."""
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "extending"))
+    monkeypatch.chdir(tmp_path)
+
+
+def ran(name):
+    """The names that a page's blocks leave behind. A block with a title is a file."""
     names = {}
-    for code in python_blocks(page("extending")):
-        exec(compile(code, "extending.md", "exec"), names)
+    for code in python_blocks(page(name)):
+        exec(compile(code, f"{name}.md", "exec"), names)
+    return names
+
+
+def files_shown(text):
+    return re.findall(
+        r'^```python title="(\w+)\.py"\n--8<-- "tests/extending/\1\.py"\n```$',
+        text,
+        flags=re.M,
+    )
+
+
+@pytest.mark.usefixtures("beside_the_files")
+def test_extending_page_runs():
+    names = ran("extending")
     assert names["draw"].shape == (2, 1, 3)
+
+
+@pytest.mark.usefixtures("beside_the_files")
+@pytest.mark.parametrize("name", DOORS)
+def test_page_of_a_door_shows_a_file_and_runs(name):
+    text = page(f"extending/{name}")
+    (file,) = files_shown(text)
+    assert any(f"from {file} import" in code for code in python_blocks(text))
+    ran(f"extending/{name}")
+
+
+def test_each_door_has_its_page():
+    shown = [file for name in DOORS for file in files_shown(page(f"extending/{name}"))]
+    assert sorted(shown) == [path.stem for path in DOOR_FILES]
+    navigation, overview = (ROOT / "mkdocs.yml").read_text(), page("extending")
+    assert re.findall(r"extending/(\w+)\.md", navigation) == re.findall(
+        r"^\| \[.*\]\(extending/(\w+)\.md\)", overview, flags=re.M
+    )
+    assert set(re.findall(r"extending/(\w+)\.md", navigation)) == set(DOORS)
+
+
+def unexported(text):
+    """Chains of names of the library in a text, as far as they are not exported."""
+    found = []
+    for chain in re.findall(r"\bnd((?:\.\w+)+)", text):
+        owner = nd
+        for name in chain.split(".")[1:]:
+            if not isinstance(owner, ModuleType):
+                break  # a class's or an object's own
+            if name not in owner.__all__:
+                found.append(f"nd{chain}")
+                break
+            owner = getattr(owner, name)
+    return found
+
+
+def test_doors_use_exported_names():
+    texts = [page("extending"), *(page(f"extending/{name}") for name in DOORS)]
+    texts += [path.read_text() for path in DOOR_FILES]
+    assert [name for text in texts for name in unexported(text)] == []
+    assert unexported("nd.guidance.base.spread(x)") == ["nd.guidance.base.spread"]
 
 
 @pytest.mark.parametrize("line", [EXAMPLE_LINE, TEST_LINE], ids=["example", "tests"])

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from jax.core import Tracer
 
-from numpyro_diffusion import saving as checkpoint
+from numpyro_diffusion import registry
 from numpyro_diffusion.archive import ArchiveError, read_archive, write_archive
 from numpyro_diffusion.saving import load, read_card, register, save
 
@@ -239,7 +239,7 @@ def test_network_takes_objects_and_arrays_as_hyperparameters(path, getkey):
 def test_unregistered_class_is_named(path):
     message = (
         r"save: Prior\.reverse\[1\] is an object of class .*\.Stranger, which cannot "
-        r"be saved; .*register it with `numpyro_diffusion\.checkpoint\.register`"
+        r"be saved; .*register it with `numpyro_diffusion\.saving\.register`"
     )
     with pytest.raises(TypeError, match=message):
         save(path, Prior((1, Stranger(2)), ()))
@@ -321,7 +321,7 @@ def test_taken_name_is_refused():
     class Curve(eqx.Module):
         pass
 
-    with pytest.raises(ValueError, match="the name Curve is taken by test_checkpoint"):
+    with pytest.raises(ValueError, match="the name Curve is taken by test_saving"):
         register(Curve)
 
 
@@ -331,7 +331,7 @@ def test_registering_again_is_fine():
 
 def test_class_defined_again_at_the_same_place_takes_over(monkeypatch):
     """As in a notebook whose cell is run twice."""
-    monkeypatch.setattr(checkpoint, "_REGISTRY", {})
+    monkeypatch.setattr(registry, "_REGISTRY", {})
 
     def define():
         cls = dataclasses.make_dataclass("Cell", ["x"])
@@ -340,7 +340,7 @@ def test_class_defined_again_at_the_same_place_takes_over(monkeypatch):
 
     first, second = define(), define()
     assert first is not second
-    assert checkpoint._REGISTRY["Cell"].cls is second
+    assert registry._REGISTRY["Cell"].cls is second
 
 
 class NoDataclass:
@@ -394,7 +394,7 @@ class HalfConfig:
 def test_class_of_no_known_sort_is_refused(cls, message):
     with pytest.raises(TypeError, match=message):
         register(cls)
-    assert cls.__name__ not in checkpoint._REGISTRY
+    assert cls.__name__ not in registry._REGISTRY
 
 
 # ---- Loading what does not fit
@@ -409,8 +409,8 @@ def edit(path, change):
 
 def test_class_that_is_not_registered_is_named(path, monkeypatch):
     save(path, Prior(Curve(1), ()))
-    rest = {n: e for n, e in checkpoint._REGISTRY.items() if n != "Curve"}
-    monkeypatch.setattr(checkpoint, "_REGISTRY", rest)
+    rest = {n: e for n, e in registry._REGISTRY.items() if n != "Curve"}
+    monkeypatch.setattr(registry, "_REGISTRY", rest)
     message = (
         r"object\.nd holds an object of class Curve, which is not registered: import "
         r"the module that defines it, or register it with"
@@ -431,7 +431,7 @@ def test_renamed_field_is_named(path):
     edit(path, lambda node, arrays: node["values"].update(speed=2))
     edit(path, lambda node, arrays: node["values"].pop("rate"))
     message = (
-        r"object\.nd does not fit the class test_checkpoint\.Curve, whose arguments "
+        r"object\.nd does not fit the class test_saving\.Curve, whose arguments "
         r"are label, rate, steps: missing from the file are rate, unknown to the class "
         r"are speed"
     )
@@ -519,6 +519,16 @@ def test_archive_of_another_kind_is_named(path, read, header):
         read(path)
 
 
+def test_the_state_of_a_training_run_is_named_for_what_it_is(path):
+    """`fit(checkpoint=...)` and `save` write archives both, and the names are alike."""
+    write_archive(path, {"kind": "training state"}, {})
+    message = (
+        r"of kind 'training state', which `fit\(.*checkpoint=path\)` keeps .* resumes"
+    )
+    with pytest.raises(ArchiveError, match=message):
+        load(path)
+
+
 @pytest.mark.parametrize("read", [load, read_card])
 def test_file_that_is_no_archive_is_named(path, read):
     with pytest.raises(FileNotFoundError):
@@ -530,7 +540,7 @@ def test_file_that_is_no_archive_is_named(path, read):
 
 def test_file_names_no_code(path):
     """Neither a module's path nor a built-in is ever looked up."""
-    for name in ("os.system", "builtins.eval", "eval", "test_checkpoint.Stranger"):
+    for name in ("os.system", "builtins.eval", "eval", "test_saving.Stranger"):
         node = {"class": name, "sort": "plain", "values": {"x": "1"}, "leaves": {}}
         write_archive(path, {"kind": "checkpoint", "object": node}, {})
         with pytest.raises(ArchiveError, match=f"class {name}, which is not regist"):
@@ -589,6 +599,6 @@ def test_file_is_read_in_another_process(path):
         capture_output=True,
         text=True,
         check=True,
-        cwd=pathlib.Path(checkpoint.__file__).parents[1],
+        cwd=pathlib.Path(registry.__file__).parents[1],
     )
     assert done.stdout.strip() == "float32 [0.0, 1.0, 2.0] x"

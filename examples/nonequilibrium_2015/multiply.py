@@ -145,7 +145,7 @@ def from_the_middle(prior: nd.DiffusionPrior) -> Method:
         def one(x: jax.Array, key: jax.Array) -> jax.Array:
             def step(x: jax.Array, inputs: tuple) -> tuple[jax.Array, None]:
                 t, s, key = inputs
-                return reverse.transition(x, t, s).sample(key), None
+                return reverse.transition(x, t=t, s=s).sample(key), None
 
             keys = jax.random.split(key, len(grid) - 1)
             steps = (grid[1:], grid[:-1], keys)

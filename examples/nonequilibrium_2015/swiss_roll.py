@@ -50,12 +50,7 @@ from numpyro_diffusion.networks import MLP
 from numpyro_diffusion.paper2015 import optimum
 from numpyro_diffusion.paper2015.networks import RBFNet
 from numpyro_diffusion.reverse import AbstractReverse
-from numpyro_diffusion.schedules import (
-    AbstractSchedule,
-    Learned,
-    Tabulated,
-    uniform_grid,
-)
+from numpyro_diffusion.schedules import AbstractSchedule, uniform_grid
 
 NUM_UNITS = 16
 RADIUS = 0.3  # of a unit at the start: the distance between centres
@@ -74,7 +69,7 @@ class Spiral(NamedTuple):
     def draw(self, seed: int, num: int) -> Float[Array, "num 2"]:
         return swiss_roll(jax.random.key(seed), num, noise=self.noise)
 
-    def schedule(self, num_steps: int) -> Learned:
+    def schedule(self, num_steps: int) -> AbstractSchedule:
         """Log-linear in signal-to-noise, as long as it is not trained."""
         return nd.schedules.learned(num_steps, self.beta_1, SIGNAL_LEFT)
 
@@ -124,10 +119,10 @@ class Setting(NamedTuple):
 QUICK = Setting(6, 4, 20, 200, 100, 10, 6, 8, 1, 4, 20, 50, 10)
 
 
-def frozen(schedule: AbstractSchedule, num_steps: int) -> Tabulated:
+def frozen(schedule: AbstractSchedule, num_steps: int) -> AbstractSchedule:
     """The same rates, which training leaves alone."""
     grid = uniform_grid(num_steps)
-    return nd.schedules.tabulated(schedule.beta(grid[:-1], grid[1:]))
+    return nd.schedules.tabulated(schedule.beta(s=grid[:-1], t=grid[1:]))
 
 
 def spread_out(
@@ -166,7 +161,7 @@ def muon(num_steps: int) -> optax.GradientTransformation:
 def train_paper(
     spiral: Spiral, schedule: AbstractSchedule, setting: Setting, quick: bool
 ) -> nd.paper2015.KernelReverse:
-    """The paper's chain, trained on K; a `Learned` schedule with it."""
+    """The paper's chain, trained on K; a learned schedule with it."""
     data = spiral.draw(0, setting.num_train)
     network = RBFNet(
         (2,),
@@ -255,7 +250,7 @@ def slices(
     def one(x: Array, key: Array) -> tuple[Array, Array]:
         def step(x_t: Array, inputs: tuple[Array, ...]) -> tuple[Array, Array]:
             t, s, key = inputs
-            x_s = jnp.asarray(reverse.transition(x_t, t, s).sample(key))
+            x_s = jnp.asarray(reverse.transition(x_t, t=t, s=s).sample(key))
             return x_s, x_s
 
         keys = jax.random.split(key, num_steps)
@@ -302,7 +297,7 @@ def picture(
         for row, x in enumerate((noised[column], generated[column])):
             axes[row, column].plot(*np.asarray(x).T, ".", color="black", markersize=0.8)
         drift = jax.vmap(
-            lambda x, k=k: reverse.transition(x, grid[k], grid[k - 1]).mean
+            lambda x, k=k: reverse.transition(x, t=grid[k], s=grid[k - 1]).mean
         )
         arrows = np.asarray(drift(jnp.asarray(mesh, data.dtype))) - mesh
         axes[2, column].quiver(*mesh.T, *arrows.T, color="tab:blue", width=0.004)

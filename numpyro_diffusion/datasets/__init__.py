@@ -14,19 +14,19 @@ All but the bits are in standardised units. `ImageData.from_levels` makes the sa
 integer images.
 """
 
-from numpyro_diffusion.datasets.cifar10 import cifar10
-from numpyro_diffusion.datasets.dead_leaves import (
+from numpyro_diffusion.datasets.cifar10_images import cifar10
+from numpyro_diffusion.datasets.digit_images import DIGITS_SCALING, Digits, digits
+from numpyro_diffusion.datasets.files import DataFileError
+from numpyro_diffusion.datasets.image_data import ImageData
+from numpyro_diffusion.datasets.leaf_images import (
     DEAD_LEAVES_SCALING,
     LeafLaw,
     dead_leaves,
     dead_leaves_levels,
 )
-from numpyro_diffusion.datasets.digits import DIGITS_SCALING, Digits, digits
-from numpyro_diffusion.datasets.files import DataFileError
-from numpyro_diffusion.datasets.image_data import ImageData
-from numpyro_diffusion.datasets.mnist import mnist
+from numpyro_diffusion.datasets.mnist_images import mnist
 from numpyro_diffusion.datasets.scaling import Scaling, dequantise
-from numpyro_diffusion.datasets.textures import TEXTURES, textures
+from numpyro_diffusion.datasets.texture_images import TEXTURES, textures
 from numpyro_diffusion.datasets.toy import (
     SWISS_ROLL_CENTRE,
     SWISS_ROLL_NOISE,

@@ -31,12 +31,13 @@ class Scaling(NamedTuple):
     """An affine map between data units and standardised units.
 
     Attributes:
-        shift: Mean of the data, in data units.
-        scale: Standard deviation of the data, in data units.
+        shift: Mean of the data, in data units: one number, or an array that broadcasts
+            against an event (one per channel, for instance).
+        scale: Standard deviation of the data, in data units, likewise; positive.
     """
 
-    shift: float
-    scale: float
+    shift: float | np.ndarray | Array
+    scale: float | np.ndarray | Array
 
     @classmethod
     def fit(cls, data: ArrayLike) -> "Scaling":
@@ -101,7 +102,35 @@ class Scaling(NamedTuple):
     @property
     def log2_scale(self) -> float:
         """Bits per entry that a density loses on the way to data units."""
-        return math.log2(self.scale)
+        return float(np.mean(np.log2(self.scale)))
+
+    def log_volume(self, event_shape: tuple[int, ...]) -> Float[Array, ""]:
+        """Log of the volume, in data units, of a unit cube of standardised events."""
+        log_scale = jnp.log(jnp.asarray(self.scale))
+        return jnp.sum(jnp.broadcast_to(log_scale, event_shape))
+
+    def check_shape(self, caller: str, event_shape: tuple[int, ...]) -> None:
+        """Refuse to scale events of a shape that shift or scale do not broadcast to.
+
+        Raises:
+            ValueError: They do not, or a scale is not positive and finite.
+        """
+        shapes = [np.shape(self.shift), np.shape(self.scale)]
+        try:
+            fits = np.broadcast_shapes(*shapes, event_shape) == tuple(event_shape)
+        except ValueError:
+            fits = False
+        if not fits:
+            raise ValueError(
+                f"{caller}: scaling must broadcast to events of shape {event_shape}, got "
+                f"a shift of shape {shapes[0]} and a scale of shape {shapes[1]}."
+            )
+        is_right = np.isfinite(self.scale) & (np.asarray(self.scale) > 0.0)
+        if not (np.all(is_right) and np.all(np.isfinite(self.shift))):
+            raise ValueError(
+                f"{caller}: scaling must have a positive, finite scale and a finite "
+                f"shift, got {self}."
+            )
 
 
 def dequantise(levels: ArrayLike, key: Array | None = None) -> Float[Array, "..."]:

@@ -26,7 +26,6 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from numpyro_diffusion.forward import GaussianForward
 from numpyro_diffusion.model.likelihood import Likelihood
 from numpyro_diffusion.model.sites import diffusion_site
 from numpyro_diffusion.reverse import AbstractReverse
@@ -54,7 +53,7 @@ def diffusion_score(
 
     Source: Tweedie's formula; Efron 2011, JASA 106(496), eq. 2.8.
     """
-    if not isinstance(reverse.forward, GaussianForward):
+    if reverse.forward.values is not None:
         raise TypeError(
             "diffusion_score: only Gaussian diffusion has a score, got "
             f"{type(reverse.forward).__name__}."
@@ -100,9 +99,11 @@ def posterior_score(
     likelihood = Likelihood(model, name, args, kwargs, others)
     x = jnp.asarray(draw[name])
     prior = likelihood.prior
-    events = x.reshape(-1, *prior.event_shape)
+    events = prior.standardised(x).reshape(-1, *prior.event_shape)
     of_prior = jax.vmap(lambda e: diffusion_score(prior.reverse, e, angle))(events)
-    return of_prior.reshape(x.shape) + jax.grad(likelihood)(x)
+    # Per unit of the site, not of the network.
+    of_prior = of_prior.reshape(x.shape) / prior.width(jnp.ones((), x.dtype))
+    return of_prior + jax.grad(likelihood)(x)
 
 
 def kernel_stein_discrepancy(

@@ -1,6 +1,6 @@
 """Forward diffusion: how data turn into noise."""
 
-from numpyro_diffusion.forward.base import AbstractForward, noising_path
+from numpyro_diffusion.forward.base import AbstractForward, as_float, noising_path
 from numpyro_diffusion.forward.bernoulli import (
     BernoulliForward,
     bernoulli_of_log_odds,
@@ -12,6 +12,7 @@ __all__ = [
     "AbstractForward",
     "BernoulliForward",
     "GaussianForward",
+    "as_float",
     "bernoulli_of_log_odds",
     "factorised_bernoulli",
     "factorised_normal",

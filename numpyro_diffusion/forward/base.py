@@ -22,23 +22,97 @@ import abc
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num
+from numpyro.distributions import constraints
 
 from numpyro_diffusion.schedules import AbstractSchedule
 
-__all__ = ["AbstractForward", "noising_path"]
+__all__ = ["AbstractForward", "as_float", "noising_path"]
 
 
 class AbstractForward(eqx.Module):
-    """A forward diffusion process on one event (an array of any shape)."""
+    r"""A forward diffusion process on one event (an array of any shape).
+
+    It states its own facts, so that nobody above asks which process it is: what an entry
+    can be (`support`, `values`), how an event looks to a network (`embed`), which data it
+    accepts (`check`). What is left for a process of one's own are its laws.
+
+    Processes come in two kinds. With `values` None entries are real, and $x_t =
+    \sqrt{\bar\alpha}\, x_0 + \sqrt{1 - \bar\alpha}\, \epsilon$ with unit Gaussian
+    $\epsilon$: the probability flow and Tweedie's covariance rest on that. Else entries
+    take finitely many values, a *mean* of x_0 is what says the probabilities of these, and
+    `log_probabilities`, `mean_of` and `independent` lead from one to the other.
+    """
 
     schedule: eqx.AbstractVar[AbstractSchedule]
 
+    @property
+    @abc.abstractmethod
+    def support(self) -> constraints.Constraint:
+        """What one entry of an event can be."""
+
+    @property
+    def values(self) -> np.ndarray | None:
+        """The values that an entry can take, shape (K,); None if it is real."""
+        return None
+
+    def mean_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of E[x_0 | x_t] and of an embedded event, for events of a shape."""
+        return event_shape
+
+    @property
+    def takes_variance(self) -> bool:
+        """Whether `averaged_posterior` at t = 0 has no width but that of `x0_variance`."""
+        return self.values is None
+
+    def embed(self, x: Num[Array, "*event"]) -> Float[Array, "..."]:
+        """An event as networks see it: its own mean, floating, of shape `mean_shape`."""
+        return as_float(x)
+
+    def check(self, caller: str, data: np.ndarray) -> None:
+        """Refuse data that this process cannot carry.
+
+        Args:
+            caller: Who asks, with the data's name, for the error.
+            data: Events, stacked along the first axis.
+
+        Raises:
+            ValueError: Entries can take finitely many values, and the data hold others.
+        """
+        if self.values is None:
+            return
+        is_other = ~np.isin(data, self.values)
+        if is_other.any():
+            raise ValueError(
+                f"{caller} must be made of the values {self.values.tolist()} for "
+                f"{type(self).__name__}, got {is_other.sum()} other entries of "
+                f"{data.size}, the first of them {data[is_other][0]}."
+            )
+
+    def log_probabilities(self, mean: Float[Array, "..."]) -> Float[Array, "*event K"]:
+        """Of each value of each entry, given the mean; for processes with `values`."""
+        raise self._real("log_probabilities")
+
+    def mean_of(self, logits: Float[Array, "*event K"]) -> Float[Array, "..."]:
+        """The mean of entries whose values have these unnormalised log probabilities."""
+        raise self._real("mean_of")
+
+    def independent(self, mean: Float[Array, "..."]) -> dist.Distribution:
+        """The law of independent entries with this mean, of shape `event`."""
+        raise self._real("independent")
+
+    def _real(self, what: str) -> NotImplementedError:
+        return NotImplementedError(
+            f"{type(self).__name__}: {what} is for processes whose entries take finitely "
+            "many values."
+        )
+
     @abc.abstractmethod
     def transition(
-        self, x_s: Num[Array, "*event"], s: ArrayLike, t: ArrayLike
+        self, x_s: Num[Array, "*event"], *, s: ArrayLike, t: ArrayLike
     ) -> dist.Distribution:
         """The law q(x_t | x_s), `s < t`, of shape `event`."""
 
@@ -51,6 +125,7 @@ class AbstractForward(eqx.Module):
         self,
         x_t: Num[Array, "*event"],
         x0: Num[Array, "*event"],
+        *,
         s: ArrayLike,
         t: ArrayLike,
     ) -> dist.Distribution:
@@ -60,8 +135,9 @@ class AbstractForward(eqx.Module):
     def averaged_posterior(
         self,
         x_t: Num[Array, "*event"],
-        x0_mean: Float[Array, "*event"],
+        x0_mean: Float[Array, "..."],
         x0_variance: Float[Array, "*#event"] | Float[Array, ""] | float,
+        *,
         s: ArrayLike,
         t: ArrayLike,
     ) -> dist.Distribution:
@@ -69,14 +145,15 @@ class AbstractForward(eqx.Module):
 
         Args:
             x_t: The noisy event.
-            x0_mean: Mean of x_0 given x_t, per entry.
-            x0_variance: Its variance per entry; a bit has none beside its mean's.
+            x0_mean: Mean of x_0 given x_t, of shape `mean_shape`.
+            x0_variance: Its variance per entry; one of finitely many values has none
+                beside its mean's.
             s: The earlier (cleaner) time.
             t: The time of `x_t`.
 
         Returns:
-            The factorised law with the mean and variance of the average (for bits the
-            average itself).
+            The factorised law with the mean and variance of the average (for finitely many
+            values the average itself).
         """
 
     @abc.abstractmethod
@@ -92,17 +169,22 @@ class AbstractForward(eqx.Module):
         """
 
 
+def as_float(x: Num[Array, "*event"]) -> Float[Array, "*event"]:
+    """`x` in a floating type: bits are integers as samples, floats to networks."""
+    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(float)
+
+
 def noising_path(
-    forward: AbstractForward,
     key: Array,
+    forward: AbstractForward,
     x0: Num[Array, "*event"],
     grid: Float[Array, " num_times"],
 ) -> Num[Array, "num_times *event"]:
     """Draw a forward trajectory x_0, x_1, ..., x_T step by step.
 
     Args:
-        forward: The forward process.
         key: Random key, used once.
+        forward: The forward process.
         x0: The clean event.
         grid: Increasing times from 0 to 1, `num_steps + 1` of them.
 
@@ -115,7 +197,7 @@ def noising_path(
 
     def step(x_s: Array, inputs: tuple[Array, Array, Array]) -> tuple[Array, Array]:
         s, t, step_key = inputs
-        x_t = jnp.asarray(forward.transition(x_s, s, t).sample(step_key), x0.dtype)
+        x_t = jnp.asarray(forward.transition(x_s, s=s, t=t).sample(step_key), x0.dtype)
         return x_t, x_t
 
     _, path = jax.lax.scan(step, x0, (grid[:-1], grid[1:], keys))

@@ -2,9 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num
+from numpyro.distributions import constraints
 
 from numpyro_diffusion.forward.base import AbstractForward
 from numpyro_diffusion.schedules import AbstractSchedule
@@ -30,11 +32,30 @@ class BernoulliForward(AbstractForward):
                 f"BernoulliForward: rate must lie in (0, 1), got {self.rate}."
             )
 
+    @property
+    def support(self) -> constraints.Constraint:
+        return constraints.boolean
+
+    @property
+    def values(self) -> np.ndarray:
+        return np.array([0, 1])
+
+    def log_probabilities(
+        self, mean: Float[Array, "*event"]
+    ) -> Float[Array, "*event 2"]:
+        return jnp.stack([jnp.log1p(-mean), jnp.log(mean)], axis=-1)
+
+    def mean_of(self, logits: Float[Array, "*event 2"]) -> Float[Array, "*event"]:
+        return jax.nn.sigmoid(logits[..., 1] - logits[..., 0])
+
+    def independent(self, mean: Float[Array, "*event"]) -> dist.Distribution:
+        return factorised_bernoulli(mean)
+
     def transition(
-        self, x_s: Num[Array, "*event"], s: ArrayLike, t: ArrayLike
+        self, x_s: Num[Array, "*event"], *, s: ArrayLike, t: ArrayLike
     ) -> dist.Distribution:
         return factorised_bernoulli(
-            self._mix(x_s, self.schedule.kept(s, t), self.schedule.beta(s, t))
+            self._mix(x_s, self.schedule.kept(s=s, t=t), self.schedule.beta(s=s, t=t))
         )
 
     def marginal(self, x0: Num[Array, "*event"], t: ArrayLike) -> dist.Distribution:
@@ -44,22 +65,24 @@ class BernoulliForward(AbstractForward):
         self,
         x_t: Num[Array, "*event"],
         x0: Num[Array, "*event"],
+        *,
         s: ArrayLike,
         t: ArrayLike,
     ) -> dist.Distribution:
-        return factorised_bernoulli(self._posterior_probability(x_t, x0, s, t))
+        return factorised_bernoulli(self._posterior_probability(x_t, x0, s=s, t=t))
 
     def averaged_posterior(
         self,
         x_t: Num[Array, "*event"],
         x0_mean: Float[Array, "*event"],
         x0_variance: Float[Array, "*#event"] | Float[Array, ""] | float,
+        *,
         s: ArrayLike,
         t: ArrayLike,
     ) -> dist.Distribution:
         del x0_variance  # a bit's mean says all of its law
-        if_one = self._posterior_probability(x_t, jnp.ones_like(x0_mean), s, t)
-        if_zero = self._posterior_probability(x_t, jnp.zeros_like(x0_mean), s, t)
+        if_one = self._posterior_probability(x_t, jnp.ones_like(x0_mean), s=s, t=t)
+        if_zero = self._posterior_probability(x_t, jnp.zeros_like(x0_mean), s=s, t=t)
         return factorised_bernoulli(x0_mean * if_one + (1.0 - x0_mean) * if_zero)
 
     def terminal(self, event_shape: tuple[int, ...]) -> dist.Distribution:
@@ -109,9 +132,9 @@ class BernoulliForward(AbstractForward):
         return self._mix(x0, self.schedule.alpha_bar(t), self.schedule.noise(t))
 
     def _posterior_probability(
-        self, x_t: Array, x0: Array, s: ArrayLike, t: ArrayLike
+        self, x_t: Array, x0: Array, *, s: ArrayLike, t: ArrayLike
     ) -> Float[Array, "*event"]:
-        kept, lost = self.schedule.kept(s, t), self.schedule.beta(s, t)
+        kept, lost = self.schedule.kept(s=s, t=t), self.schedule.beta(s=s, t=t)
         signal, noise = self.schedule.alpha_bar(s), self.schedule.noise(s)
         one, zero = jnp.ones_like(x0), jnp.zeros_like(x0)
         joint_one = self._probability_of(one, x0, signal, noise)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num
-from numpyro.distributions import kl_divergence
+from numpyro.distributions import constraints, kl_divergence
 
 from numpyro_diffusion.forward.base import AbstractForward
 from numpyro_diffusion.schedules import AbstractSchedule
@@ -21,10 +21,14 @@ class GaussianForward(AbstractForward):
 
     schedule: AbstractSchedule
 
+    @property
+    def support(self) -> constraints.Constraint:
+        return constraints.real
+
     def transition(
-        self, x_s: Num[Array, "*event"], s: ArrayLike, t: ArrayLike
+        self, x_s: Num[Array, "*event"], *, s: ArrayLike, t: ArrayLike
     ) -> dist.Distribution:
-        kept, beta = self.schedule.kept(s, t), self.schedule.beta(s, t)
+        kept, beta = self.schedule.kept(s=s, t=t), self.schedule.beta(s=s, t=t)
         return factorised_normal(jnp.sqrt(kept) * x_s, beta)
 
     def marginal(self, x0: Num[Array, "*event"], t: ArrayLike) -> dist.Distribution:
@@ -33,13 +37,13 @@ class GaussianForward(AbstractForward):
         )
 
     def bridge_coefficients(
-        self, s: ArrayLike, t: ArrayLike
+        self, *, s: ArrayLike, t: ArrayLike
     ) -> tuple[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]]:
         r"""$A, B, \tilde\sigma^2$ of $q(x_s|x_t,x_0) = N(A x_0 + B x_t, \tilde\sigma^2)$.
 
         `t` must be positive; at `s = 0` they are exactly 1, 0, 0.
         """
-        kept, beta = self.schedule.kept(s, t), self.schedule.beta(s, t)
+        kept, beta = self.schedule.kept(s=s, t=t), self.schedule.beta(s=s, t=t)
         noise_s, noise_t = self.schedule.noise(s), self.schedule.noise(t)
         on_x0 = jnp.sqrt(self.schedule.alpha_bar(s)) * (beta / noise_t)
         on_x_t = jnp.sqrt(kept) * (noise_s / noise_t)
@@ -49,10 +53,11 @@ class GaussianForward(AbstractForward):
         self,
         x_t: Num[Array, "*event"],
         x0: Num[Array, "*event"],
+        *,
         s: ArrayLike,
         t: ArrayLike,
     ) -> dist.Distribution:
-        on_x0, on_x_t, variance = self.bridge_coefficients(s, t)
+        on_x0, on_x_t, variance = self.bridge_coefficients(s=s, t=t)
         return factorised_normal(on_x0 * x0 + on_x_t * x_t, variance)
 
     def averaged_posterior(
@@ -60,10 +65,11 @@ class GaussianForward(AbstractForward):
         x_t: Num[Array, "*event"],
         x0_mean: Float[Array, "*event"],
         x0_variance: Float[Array, "*#event"] | Float[Array, ""] | float,
+        *,
         s: ArrayLike,
         t: ArrayLike,
     ) -> dist.Distribution:
-        on_x0, on_x_t, variance = self.bridge_coefficients(s, t)
+        on_x0, on_x_t, variance = self.bridge_coefficients(s=s, t=t)
         return factorised_normal(
             on_x0 * x0_mean + on_x_t * x_t, variance + on_x0**2 * x0_variance
         )

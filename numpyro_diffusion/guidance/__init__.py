@@ -8,11 +8,12 @@ proposal and twist of a particle method it only costs or saves particles.
 
 Guidances:
 
-- `MomentMatching` approximates $x_0 | x_t$ by a Gaussian (or independent bits) and seeks
+- `MomentMatching` approximates $x_0 | x_t$ by a Gaussian and seeks
   the mode by the log likelihood's gradient and curvature; that is the Fisher information of
   the observations where `ModelLikelihood` knows it. Exact, up to the width of one step, for
-  Gaussian priors with linear-Gaussian likelihoods if the covariance is Tweedie's; exact for
-  independent bits under a likelihood that factorises.
+  Gaussian priors with linear-Gaussian likelihoods if the covariance is Tweedie's.
+- `ValueTilt` tilts the probabilities of entries that take few values. Exact for independent
+  bits under a likelihood that factorises.
 - `MeanShift` and `Product` are the perturbations of the 2015 paper: they multiply each
   transition by a guide $r_s(x_s)$. With the paper's guide, `ConstantGuide`, draws are
   biased however many steps are taken (for a Gaussian prior and likelihood they tend to
@@ -33,7 +34,15 @@ from numpyro_diffusion.guidance.base import (
     LogLikelihood,
     ModelLikelihood,
     TiltedStep,
+    curvature,
+    dot,
+    moments,
+    normal_stack,
     over_stack,
+    spread,
+    step_stack,
+    terminal_stack,
+    value_and_gradient,
 )
 from numpyro_diffusion.guidance.chain import draw_stack, guided_sample
 from numpyro_diffusion.guidance.dps import DPS
@@ -52,6 +61,8 @@ from numpyro_diffusion.guidance.perturbation import (
     TemperedGuide,
 )
 from numpyro_diffusion.guidance.unguided import Unguided
+from numpyro_diffusion.guidance.values import ValueTilt, likeliest, tilted_values
+from numpyro_diffusion.reverse import AbstractReverse
 
 __all__ = [
     "DPS",
@@ -70,7 +81,27 @@ __all__ = [
     "TiltedStep",
     "Tweedie",
     "Unguided",
+    "ValueTilt",
+    "curvature",
+    "default_guidance",
+    "dot",
     "draw_stack",
     "guided_sample",
+    "likeliest",
+    "moments",
+    "normal_stack",
     "over_stack",
+    "spread",
+    "step_stack",
+    "terminal_stack",
+    "tilted_values",
+    "value_and_gradient",
 ]
+
+
+def default_guidance(reverse: AbstractReverse) -> AbstractGuidance:
+    """What guides a process where nobody says it.
+
+    `MomentMatching` over real numbers, `ValueTilt` where entries take few values.
+    """
+    return MomentMatching() if reverse.forward.values is None else ValueTilt()

@@ -27,7 +27,6 @@ __all__ = [
     "spread",
     "step_stack",
     "terminal_stack",
-    "tilted_bits",
     "value_and_gradient",
 ]
 
@@ -90,10 +89,27 @@ class AbstractGuidance(eqx.Module):
         reverse: AbstractReverse,
         log_likelihood: LogLikelihood,
         x_t: Num[Array, "P C *event"],
+        *,
         t: Time,
         s: Time,
     ) -> TiltedStep:
         """The step from t to s < t."""
+
+    def check_reverse(
+        self, reverse: AbstractReverse, caller: str, *, weighed: bool
+    ) -> None:
+        """Refuse a reverse process that lacks what this guidance needs.
+
+        Args:
+            reverse: The reverse process.
+            caller: Who asks, for the error.
+            weighed: Whether weights correct the guidance by the densities of each step.
+
+        Raises:
+            ValueError: Its laws, or those proposed, would have no width near the data.
+        """
+        if weighed:
+            reverse.check_width(caller)
 
 
 def over_stack(function: Callable) -> Callable:
@@ -152,7 +168,7 @@ def normal_stack(mean: Array, variance: Array) -> dist.Distribution:
 
 def step_stack(reverse: AbstractReverse, x_t: Array, t: Time, s: Time) -> ReverseStep:
     """The untilted step of each event of a stack."""
-    return over_stack(lambda x: reverse.step(x, t, s))(x_t)
+    return over_stack(lambda x: reverse.step(x, t=t, s=s))(x_t)
 
 
 def terminal_stack(
@@ -186,29 +202,3 @@ def curvature(log_likelihood: LogLikelihood, x: Array, v: Array) -> Array:
     else:
         gradient = lambda x: value_and_gradient(log_likelihood, x)[1]
     return -jax.jvp(gradient, (x,), (v,))[1]
-
-
-def tilted_bits(
-    probability: Float[Array, "P C *event"], log_likelihood: LogLikelihood
-) -> tuple[Float[Array, "P C *event"], Float[Array, " P"]]:
-    """Tilt independent bits by a likelihood, and the log of its expectation.
-
-    Each bit's factor is the difference it makes with all others at their likelier value.
-    """
-    bits = (probability > 0.5).astype(int)
-    flat = bits.reshape(len(bits), -1)
-
-    def with_entry(entry: Array, value: int) -> Array:
-        return log_likelihood(flat.at[:, entry].set(value).reshape(bits.shape))
-
-    entries = jnp.arange(flat.shape[1])
-    odds = jax.vmap(lambda i: with_entry(i, 1) - with_entry(i, 0))(entries)
-    odds = odds.T.reshape(bits.shape)
-    # Where a bit is impossible either way, others are to blame.
-    odds = jnp.where(jnp.isnan(odds), 0.0, odds)
-    log_one, log_zero = jnp.log(probability), jnp.log1p(-probability)
-    if_one = log_one + jnp.where(bits == 1, 0.0, odds)
-    if_zero = log_zero - jnp.where(bits == 1, odds, 0.0)
-    log_mean = jnp.sum(jnp.logaddexp(if_one, if_zero), axis=tuple(range(1, bits.ndim)))
-    log_twist = finite(log_likelihood(bits) + log_mean)
-    return jax.nn.sigmoid(if_one - if_zero), log_twist

@@ -43,7 +43,7 @@ def guided_sample(
 
     def step(x_t: Array, inputs: tuple[Array, Array, Array]) -> tuple[Array, None]:
         t, s, key = inputs
-        tilted = guidance.step(reverse, log_likelihood, x_t, t, s)
+        tilted = guidance.step(reverse, log_likelihood, x_t, t=t, s=s)
         return draw_stack(key, tilted.proposal, shape), None
 
     keys = jax.random.split(steps_key, len(grid) - 1)

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, Num
 
-from numpyro_diffusion.forward import GaussianForward
 from numpyro_diffusion.guidance.base import (
     AbstractGuidance,
     LogLikelihood,
@@ -72,10 +71,11 @@ class DPS(AbstractGuidance):
         reverse: AbstractReverse,
         log_likelihood: LogLikelihood,
         x_t: Num[Array, "P C *event"],
+        *,
         t: Time,
         s: Time,
     ) -> TiltedStep:
-        if not isinstance(reverse.forward, GaussianForward):
+        if reverse.forward.values is not None:
             raise TypeError(
                 "DPS: bits have no mean to shift; use MomentMatching, got "
                 f"{type(reverse.forward).__name__}."

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, Num
 
-from numpyro_diffusion.forward import BernoulliForward
 from numpyro_diffusion.guidance.base import (
     AbstractGuidance,
     LogLikelihood,
@@ -22,7 +21,6 @@ from numpyro_diffusion.guidance.base import (
     spread,
     step_stack,
     terminal_stack,
-    tilted_bits,
     value_and_gradient,
 )
 from numpyro_diffusion.guidance.determinant import diagonal_curvature, log_determinant
@@ -40,10 +38,22 @@ class AbstractCovariance(eqx.Module):
         self,
         reverse: AbstractReverse,
         x_t: Float[Array, "P C *event"],
+        *,
         t: Time,
         s: Time,
     ) -> tuple[ReverseStep, Callable[[Array], Array]]:
         """The stack's untilted step, and a function that applies the covariance."""
+
+    def check_reverse(self, reverse: AbstractReverse, caller: str) -> None:
+        """Refuse a reverse process that does not tell this covariance.
+
+        Args:
+            reverse: The reverse process.
+            caller: Who asks, for the error.
+
+        Raises:
+            ValueError: Its covariance would be zero, and the data ignored.
+        """
 
 
 class Isotropic(AbstractCovariance):
@@ -59,6 +69,7 @@ class Isotropic(AbstractCovariance):
         self,
         reverse: AbstractReverse,
         x_t: Float[Array, "P C *event"],
+        *,
         t: Time,
         s: Time,
     ) -> tuple[ReverseStep, Callable[[Array], Array]]:
@@ -67,6 +78,10 @@ class Isotropic(AbstractCovariance):
         else:
             variance = self.error(reverse.forward.schedule, t)
         return step_stack(reverse, x_t, t, s), lambda v: variance * v
+
+    def check_reverse(self, reverse: AbstractReverse, caller: str) -> None:
+        if self.error is None:
+            reverse.check_variance(caller)
 
 
 class Tweedie(AbstractCovariance):
@@ -90,6 +105,7 @@ class Tweedie(AbstractCovariance):
         self,
         reverse: AbstractReverse,
         x_t: Float[Array, "P C *event"],
+        *,
         t: Time,
         s: Time,
     ) -> tuple[ReverseStep, Callable[[Array], Array]]:
@@ -137,9 +153,6 @@ class MomentMatching(AbstractGuidance):
     with $r^2$ alone the last steps would be wider than a precise observation, and
     particles that know it well would be lost.
 
-    Bits: the log-odds of each denoised bit are shifted by the difference the bit makes
-    to the log likelihood.
-
     Attributes:
         covariance: `Isotropic()` or `Tweedie()`.
         max_iterations: Limit on the conjugate gradients of each Newton step. Who sets it
@@ -182,16 +195,25 @@ class MomentMatching(AbstractGuidance):
         reverse: AbstractReverse,
         log_likelihood: LogLikelihood,
         x_t: Num[Array, "P C *event"],
+        *,
         t: Time,
         s: Time,
     ) -> TiltedStep:
         law, x0, variance, log_twist = self._condition(
-            reverse, log_likelihood, x_t, t, s
+            reverse, log_likelihood, x_t, t=t, s=s
         )
         proposal = over_stack(
-            lambda x, x0, v: reverse.forward.averaged_posterior(x, x0, v, s, t)
+            lambda x, x0, v: reverse.law_given(x, x0, t=t, s=s, variance=v)
         )(x_t, x0, variance)
         return TiltedStep(law, proposal, log_twist)
+
+    def check_reverse(
+        self, reverse: AbstractReverse, caller: str, *, weighed: bool
+    ) -> None:
+        super().check_reverse(reverse, caller, weighed=weighed)
+        self.covariance.check_reverse(reverse, caller)
+        if weighed:  # proposals have its width
+            reverse.check_variance(caller)
 
     def condition(
         self,
@@ -201,7 +223,7 @@ class MomentMatching(AbstractGuidance):
         t: Time,
     ) -> tuple[Float[Array, "P C *event"], Float[Array, " P"]]:
         """E[x_0 | x_t, y] and log psi_t(x_t)."""
-        _, x0, _, log_twist = self._condition(reverse, log_likelihood, x_t, t, 0.0)
+        _, x0, _, log_twist = self._condition(reverse, log_likelihood, x_t, t=t, s=0.0)
         return x0, log_twist
 
     def _condition(
@@ -209,6 +231,7 @@ class MomentMatching(AbstractGuidance):
         reverse: AbstractReverse,
         log_likelihood: LogLikelihood,
         x_t: Num[Array, "P C *event"],
+        *,
         t: Time,
         s: Time,
     ) -> tuple[
@@ -218,12 +241,13 @@ class MomentMatching(AbstractGuidance):
         Float[Array, " P"],
     ]:
         """The untilted law of x_s, E[x_0 | x_t, y], a variance and log psi_t(x_t)."""
+        if reverse.forward.values is not None:
+            raise TypeError(
+                "MomentMatching: the process must be over real numbers, got "
+                f"{type(reverse.forward).__name__}; use ValueTilt."
+            )
         variance = jnp.broadcast_to(reverse.denoising_variance(t), x_t.shape)
-        if isinstance(reverse.forward, BernoulliForward):
-            x0_hat, law = step_stack(reverse, x_t, t, s)
-            x0, log_twist = tilted_bits(x0_hat, log_likelihood)
-            return law, x0, variance, log_twist
-        (x0_hat, law), covariance = self.covariance.step(reverse, x_t, t, s)
+        (x0_hat, law), covariance = self.covariance.step(reverse, x_t, t=t, s=s)
         # Closed-over values as arguments, so that a derivative reaches them.
         converted = [
             jax.closure_convert(

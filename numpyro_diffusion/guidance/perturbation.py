@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, Num
 
-from numpyro_diffusion.forward import BernoulliForward, GaussianForward
 from numpyro_diffusion.guidance.base import (
     AbstractGuidance,
     LogLikelihood,
@@ -20,10 +19,10 @@ from numpyro_diffusion.guidance.base import (
     normal_stack,
     over_stack,
     terminal_stack,
-    tilted_bits,
     value_and_gradient,
 )
 from numpyro_diffusion.guidance.moment_matching import MomentMatching
+from numpyro_diffusion.guidance.values import tilted_values
 from numpyro_diffusion.reverse import AbstractReverse
 
 __all__ = [
@@ -48,6 +47,17 @@ class AbstractGuide(eqx.Module):
         t: Time,
     ) -> Float[Array, " P"]:
         """Log r_t(x_t) for each problem."""
+
+    def check_reverse(self, reverse: AbstractReverse, caller: str) -> None:
+        """Refuse a reverse process that lacks what this guide needs.
+
+        Args:
+            reverse: The reverse process.
+            caller: Who asks, for the error.
+
+        Raises:
+            ValueError: The guide would be that of no uncertainty about the data.
+        """
 
 
 class ConstantGuide(AbstractGuide):
@@ -79,6 +89,8 @@ class TemperedGuide(AbstractGuide):
 class ExpectedGuide(AbstractGuide):
     """The expected likelihood given x_t, as `MomentMatching` approximates it.
 
+    (As `ValueTilt` does, where entries take few values.)
+
     Attributes:
         matching: The approximation. Its determinant is left out: the other latents do not
             move while a guide steers.
@@ -104,8 +116,14 @@ class ExpectedGuide(AbstractGuide):
         x_t: Num[Array, "P C *event"],
         t: Time,
     ) -> Float[Array, " P"]:
+        if reverse.forward.values is not None:
+            x0_hat = over_stack(lambda x: reverse.denoise(x, t))(x_t)
+            return tilted_values(reverse.forward, x0_hat, log_likelihood)[1]
         matching = dataclasses.replace(self.matching, determinant=False)
         return matching.condition(reverse, log_likelihood, x_t, t)[1]
+
+    def check_reverse(self, reverse: AbstractReverse, caller: str) -> None:
+        self.matching.check_reverse(reverse, caller, weighed=False)
 
 
 class MeanShift(AbstractGuidance):
@@ -135,12 +153,19 @@ class MeanShift(AbstractGuidance):
         reverse: AbstractReverse,
         log_likelihood: LogLikelihood,
         x_t: Num[Array, "P C *event"],
+        *,
         t: Time,
         s: Time,
     ) -> TiltedStep:
-        law = over_stack(lambda x: reverse.transition(x, t, s))(x_t)
+        law = over_stack(lambda x: reverse.transition(x, t=t, s=s))(x_t)
         log_twist = finite(self.guide.log_prob(reverse, log_likelihood, x_t, t))
         return TiltedStep(law, self._tilt(reverse, log_likelihood, law, s), log_twist)
+
+    def check_reverse(
+        self, reverse: AbstractReverse, caller: str, *, weighed: bool
+    ) -> None:
+        super().check_reverse(reverse, caller, weighed=weighed)
+        self.guide.check_reverse(reverse, caller)
 
     def _tilt(
         self,
@@ -149,7 +174,7 @@ class MeanShift(AbstractGuidance):
         law: dist.Distribution,
         s: Time,
     ) -> dist.Distribution:
-        if not isinstance(reverse.forward, GaussianForward):
+        if reverse.forward.values is not None:
             raise TypeError(
                 "MeanShift: bits have no mean to shift; use Product, got "
                 f"{type(reverse.forward).__name__}."
@@ -200,12 +225,19 @@ class Product(AbstractGuidance):
         reverse: AbstractReverse,
         log_likelihood: LogLikelihood,
         x_t: Num[Array, "P C *event"],
+        *,
         t: Time,
         s: Time,
     ) -> TiltedStep:
-        law = over_stack(lambda x: reverse.transition(x, t, s))(x_t)
+        law = over_stack(lambda x: reverse.transition(x, t=t, s=s))(x_t)
         log_twist = finite(self.guide.log_prob(reverse, log_likelihood, x_t, t))
         return TiltedStep(law, self._tilt(reverse, log_likelihood, law, s), log_twist)
+
+    def check_reverse(
+        self, reverse: AbstractReverse, caller: str, *, weighed: bool
+    ) -> None:
+        super().check_reverse(reverse, caller, weighed=weighed)
+        self.guide.check_reverse(reverse, caller)
 
     def _tilt(
         self,
@@ -215,12 +247,13 @@ class Product(AbstractGuidance):
         s: Time,
     ) -> dist.Distribution:
         guide = lambda x: self.guide.log_prob(reverse, log_likelihood, x, s)
-        mean, variance = moments(law)
-        if isinstance(reverse.forward, BernoulliForward):
-            probability, _ = tilted_bits(mean, guide)
-            return over_stack(lambda p: dist.BernoulliProbs(p).to_event(p.ndim))(
-                probability
+        forward = reverse.forward
+        if forward.values is not None:
+            mean = over_stack(lambda law: law.mean)(law)
+            return over_stack(forward.independent)(
+                tilted_values(forward, mean, guide)[0]
             )
+        mean, variance = moments(law)
         _, gradient = value_and_gradient(guide, mean)
         # Of a guide that factorises, the Hessian is diagonal: applied to ones it is seen.
         precision = 1.0 + variance * curvature(guide, mean, jnp.ones_like(mean))

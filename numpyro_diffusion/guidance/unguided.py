@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, Num
 
-from numpyro_diffusion.forward import BernoulliForward
 from numpyro_diffusion.guidance.base import (
     AbstractGuidance,
     LogLikelihood,
@@ -15,6 +14,7 @@ from numpyro_diffusion.guidance.base import (
     step_stack,
     terminal_stack,
 )
+from numpyro_diffusion.guidance.values import likeliest
 from numpyro_diffusion.reverse import AbstractReverse
 
 __all__ = ["Unguided"]
@@ -51,14 +51,15 @@ class Unguided(AbstractGuidance):
         reverse: AbstractReverse,
         log_likelihood: LogLikelihood,
         x_t: Num[Array, "P C *event"],
+        *,
         t: Time,
         s: Time,
     ) -> TiltedStep:
         x0_hat, law = step_stack(reverse, x_t, t, s)
         if self.power is None:
             return TiltedStep(law, law, jnp.zeros(len(x_t)))
-        if isinstance(reverse.forward, BernoulliForward):
-            x0_hat = (x0_hat > 0.5).astype(int)
+        if reverse.forward.values is not None:
+            x0_hat = likeliest(reverse.forward, x0_hat)
         # The mean is for processes whose entries have schedules of their own.
         trust = jnp.mean(reverse.forward.schedule.alpha_bar(t)) ** self.power
         return TiltedStep(law, law, trust * finite(log_likelihood(x0_hat)))

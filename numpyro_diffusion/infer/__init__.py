@@ -5,8 +5,9 @@ from numpyro_diffusion.infer.evidence import evidence_runs, evidence_trace
 from numpyro_diffusion.infer.flow_reparam import FlowReparam, reparam_diffusion
 from numpyro_diffusion.infer.particle_gibbs import ParticleGibbs, ParticleGibbsState
 from numpyro_diffusion.infer.path_refresh import refresh_path
-from numpyro_diffusion.infer.smc import ParticleSweep, run_sweep
+from numpyro_diffusion.infer.smc import ParticleSweep
 from numpyro_diffusion.infer.split_gibbs import SplitGibbs, SplitGibbsState
+from numpyro_diffusion.infer.sweeps import run_sweep
 from numpyro_diffusion.infer.tuning import particles_needed
 from numpyro_diffusion.infer.twisted_smc import TwistedSMC, TwistedSMCPosterior
 

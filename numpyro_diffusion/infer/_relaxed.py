@@ -6,11 +6,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
-from jaxtyping import Array, Float
+from jaxtyping import Array
 from numpyro.handlers import reparam
 from numpyro.infer.reparam import Reparam
 
-from numpyro_diffusion.model.likelihood import Likelihood, unwrapped
+from numpyro_diffusion.model.likelihood import Likelihood
+from numpyro_diffusion.model.messengers import unwrapped
 from numpyro_diffusion.model.sites import (
     check_fixed_prior,
     check_marked_prior,
@@ -19,16 +20,15 @@ from numpyro_diffusion.model.sites import (
     latent_diffusion_sites,
     traced,
 )
-from numpyro_diffusion.paper2015.kernel_reverse import KernelReverse
 
 __all__ = ["Relaxed", "checked_sites", "offset_name", "offsets"]
 
 TIES = "_split_gibbs"
-"""Keyword under which the values and the width reach the relaxed model."""
+"""Keyword under which the values and the widths reach the relaxed model."""
 
 
 class Relaxed:
-    """The model with each diffusion site x replaced by x + rho * offset.
+    """The model with each diffusion site x replaced by x + width * offset.
 
     The offsets are latents with unit Gaussian priors; the density of the sites' own prior
     is gone. For NUTS, which passes `tied` keyword arguments.
@@ -42,10 +42,12 @@ class Relaxed:
 
     @staticmethod
     def tied(
-        kwargs: Mapping[str, Any], values: Mapping[str, Array], rho: Float[Array, ""]
+        kwargs: Mapping[str, Any],
+        values: Mapping[str, Array],
+        widths: Mapping[str, Array],
     ) -> dict[str, Any]:
-        """The model's keyword arguments, with the sites' values and the width."""
-        return {**kwargs, TIES: (dict(values), rho)}
+        """The model's keyword arguments, with the sites' values and the ties' widths."""
+        return {**kwargs, TIES: (dict(values), dict(widths))}
 
     @staticmethod
     def sites(tied: Mapping[str, Any]) -> list[str]:
@@ -53,8 +55,8 @@ class Relaxed:
         return list(tied[TIES][0])
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        values, rho = kwargs.pop(TIES)
-        ties: dict[str, Reparam] = {name: _Tie(x, rho) for name, x in values.items()}
+        values, widths = kwargs.pop(TIES)
+        ties: dict[str, Reparam] = {n: _Tie(x, widths[n]) for n, x in values.items()}
         with reparam(config=ties):
             return self._model(*args, **kwargs)
 
@@ -65,21 +67,23 @@ def offset_name(site: str) -> str:
 
 
 def offsets(
-    relaxed: Mapping[str, Array], values: Mapping[str, Array], rho: Float[Array, ""]
+    relaxed: Mapping[str, Array],
+    values: Mapping[str, Array],
+    widths: Mapping[str, Array],
 ) -> dict[str, Array]:
     """The offsets at which the tied sites have the values `relaxed`."""
-    return {offset_name(n): (relaxed[n] - x) / rho for n, x in values.items()}
+    return {offset_name(n): (relaxed[n] - x) / widths[n] for n, x in values.items()}
 
 
 class _Tie(Reparam):
-    def __init__(self, x: Array, rho: Float[Array, ""]) -> None:
-        self._x, self._rho = x, rho
+    def __init__(self, x: Array, width: Array) -> None:
+        self._x, self._width = x, width
 
     def __call__(
         self, name: str, fn: dist.Distribution, obs: Array | None
     ) -> tuple[None, Array]:
         unit = dist.Normal(0.0, 1.0).expand(self._x.shape).to_event(fn.event_dim)
-        return None, self._x + self._rho * numpyro.sample(offset_name(name), unit)
+        return None, self._x + self._width * numpyro.sample(offset_name(name), unit)
 
 
 def checked_sites(
@@ -110,10 +114,11 @@ def checked_sites(
                 f"SplitGibbs: the diffusion site {name!r} must be over real numbers, got "
                 "bits, which a Gaussian cannot tie to a copy; use infer.ParticleGibbs."
             )
-        if isinstance(prior.reverse, KernelReverse):
-            raise ValueError(  # noqa: TRY004
+        if prior.reverse.chain_length is not None:
+            raise ValueError(
                 f"SplitGibbs: the prior of {name!r} must have a reverse process that can "
-                "start at any time, got a KernelReverse; use infer.ParticleGibbs."
+                f"start at any time, got a {type(prior.reverse).__name__}; use "
+                "infer.ParticleGibbs."
             )
         check_fixed_prior(name, parents[name], "SplitGibbs")
         check_marked_prior(model, name, args, dict(kwargs), "SplitGibbs")

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Num
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from numpyro_diffusion.guidance import (
     AbstractGuidance,
@@ -39,11 +39,13 @@ class ConditionalDraw(NamedTuple):
         path: x_0, ..., x_T, shape (num_steps + 1, num_problems, num_copies, *event).
         moved: Whether x_0 is a new one, per problem.
         ess: Effective number of particles at the end, per problem.
+        num_undefined: How many weights were not a number, per problem; they count as zero.
     """
 
     path: Num[Array, "num_times P C *event"]
     moved: Bool[Array, " P"]
     ess: Float[Array, " P"]
+    num_undefined: Int[Array, " P"]
 
 
 def conditional_smc(
@@ -70,7 +72,7 @@ def conditional_smc(
         resample_below: Resample when the effective number falls below this share.
 
     Returns:
-        The new trajectory.
+        The new trajectory; the given one if no particle has any weight.
     """
     start_key, steps_key, choice_key = jax.random.split(key, 3)
     sweep = ParticleSweep(
@@ -91,12 +93,14 @@ def conditional_smc(
     keys = jax.random.split(steps_key, len(grid) - 1)
     inputs = (grid[1:], grid[:-1], path[:-1], keys)
     end, (levels, ancestors) = jax.lax.scan(step, start, inputs, reverse=True)
-    log_weights = sweep.finish(end).log_weights
+    finished = sweep.finish(end)
+    log_weights = finished.log_weights
     chosen = jax.random.categorical(choice_key, log_weights, axis=0)
     return ConditionalDraw(
         _traced_back(levels, ancestors, sweep.stacks(start), chosen),
         chosen != 0,
         jax.vmap(effective_sample_size, 1)(log_weights),
+        finished.num_undefined,
     )
 
 

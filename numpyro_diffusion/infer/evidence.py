@@ -12,10 +12,17 @@ scatter is the error that no run can know of itself.
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from numpyro_diffusion.infer.twisted_smc import TwistedSMC, TwistedSMCPosterior
+from numpyro_diffusion.checks import checked_integer
+from numpyro_diffusion.infer._found import warn_undefined
+from numpyro_diffusion.infer.twisted_smc import (
+    TwistedSMC,
+    TwistedSMCPosterior,
+    unchecked_run,
+)
 
 __all__ = ["evidence_runs", "evidence_trace"]
 
@@ -68,16 +75,18 @@ def evidence_runs(
         errors, or `log_mean` climbs with single runs, most runs have missed what matters.
 
     Raises:
-        ValueError: `num_runs` is below 2.
+        TypeError: `num_runs` is not an integer.
+        ValueError: It is below 2: one run has no scatter.
     """
     import xarray as xr
 
-    if num_runs < 2:
-        raise ValueError(
-            f"evidence_runs: num_runs must be at least 2, got {num_runs}; one run has no "
-            "scatter."
-        )
-    runs = [smc.run(one, *args, **kwargs) for one in jax.random.split(key, num_runs)]
+    num_runs = checked_integer("evidence_runs", "num_runs", num_runs, 2)
+    # A run that finds nothing is an estimate like others: zero.
+    runs = [
+        unchecked_run(smc, one, args, kwargs) for one in jax.random.split(key, num_runs)
+    ]
+    undefined = sum((run.num_undefined for run in runs), jnp.zeros((), int))
+    warn_undefined("evidence_runs", undefined, num_runs * smc.num_particles)
     log_evidence = np.stack([np.asarray(run.log_evidence) for run in runs])
     error = np.stack([np.asarray(run.log_evidence_error) for run in runs])
     count = np.arange(1, num_runs + 1).reshape(-1, *(1,) * (log_evidence.ndim - 1))

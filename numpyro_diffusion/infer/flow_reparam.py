@@ -33,7 +33,7 @@ from numpyro.distributions import biject_to
 from numpyro.distributions.distribution import MaskedDistribution
 from numpyro.infer.reparam import Reparam
 
-from numpyro_diffusion.model.likelihood import unwrapped
+from numpyro_diffusion.model.messengers import unwrapped
 from numpyro_diffusion.model.sites import traced
 from numpyro_diffusion.prior import DiffusionPrior
 from numpyro_diffusion.samplers.flow import ProbabilityFlow
@@ -201,12 +201,20 @@ def reparam_diffusion(model: Callable, reparam: FlowReparam | None = None) -> Ca
             without being observed.
     """
     reparam = FlowReparam() if reparam is None else reparam
+    return handlers.reparam(model, config=_LatentDiffusionSites(reparam))
 
-    def config(site: dict[str, Any]) -> FlowReparam | None:
+
+class _LatentDiffusionSites:
+    """Which sites `numpyro.handlers.reparam` moves, and how."""
+
+    # A class, because a function made inside another cannot be pickled, nor could an MCMC.
+
+    def __init__(self, reparam: FlowReparam) -> None:
+        self._reparam = reparam
+
+    def __call__(self, site: dict[str, Any]) -> FlowReparam | None:
         is_ours = _has_flow(unwrapped(site["fn"])) and not site["is_observed"]
-        return reparam if is_ours else None
-
-    return handlers.reparam(model, config=config)
+        return self._reparam if is_ours else None
 
 
 def _has_flow(prior: Any) -> bool:
@@ -251,14 +259,15 @@ def _decode(
     prior: DiffusionPrior, flow: ProbabilityFlow, z: Float[Array, "..."]
 ) -> Float[Array, "..."]:
     reverse = prior.reverse
-    return _mapped(lambda z: flow.decode(reverse, z), z, prior.event_shape)
+    x = _mapped(lambda z: flow.decode(reverse, z), z, prior.event_shape)
+    return prior.restored(x)
 
 
 @eqx.filter_jit
 def _encode(
     prior: DiffusionPrior, flow: ProbabilityFlow, x: Float[Array, "..."]
 ) -> Float[Array, "..."]:
-    reverse = prior.reverse
+    reverse, x = prior.reverse, prior.standardised(x)
     return _mapped(lambda x: flow.encode(reverse, x), x, prior.event_shape)
 
 

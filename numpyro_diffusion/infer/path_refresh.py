@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Num
 
 from numpyro_diffusion.forward import noising_path
 from numpyro_diffusion.guidance import over_stack
+from numpyro_diffusion.infer.resampling import defined
 from numpyro_diffusion.reverse import AbstractReverse
 
 __all__ = ["RefreshedPath", "refresh_path"]
@@ -54,13 +55,18 @@ def refresh_path(
         grid: Times of the chain.
         num_paths: Trajectories to choose from, the current one included. The network is
             called once per trajectory and step.
+
+    Raises:
+        ValueError: The last step of the reverse process has no width.
     """
+    reverse.check_width("refresh_path")
     noise_key, choice_key = jax.random.split(key)
     keys = jax.random.split(noise_key, (num_paths - 1, *path.shape[1:3]))
-    noising = lambda key, x0: noising_path(reverse.forward, key, x0, grid)
+    noising = lambda key, x0: noising_path(key, reverse.forward, x0, grid)
     fresh = jax.vmap(over_stack(noising), (0, None))(keys, path[0])
     paths = jnp.concatenate([path[:, None], jnp.moveaxis(fresh, 3, 0)], axis=1)
-    log_weights = _log_weights(reverse, paths, grid)
+    # If none has any weight, the first one is chosen: the current trajectory stays.
+    log_weights = defined(_log_weights(reverse, paths, grid))
     chosen = jax.random.categorical(choice_key, log_weights, axis=0)
     problems, copies = jnp.indices(chosen.shape)
     return RefreshedPath(paths[:, chosen, problems, copies], chosen != 0)
@@ -79,8 +85,8 @@ def _log_weights(
     forward = reverse.forward
 
     def ratio(x_s: Array, x_t: Array, s: Array, t: Array) -> Array:
-        backward = jnp.asarray(reverse.transition(x_t, t, s).log_prob(x_s))
-        return backward - forward.transition(x_s, s, t).log_prob(x_t)
+        backward = jnp.asarray(reverse.transition(x_t, t=t, s=s).log_prob(x_s))
+        return backward - forward.transition(x_s, s=s, t=t).log_prob(x_t)
 
     def add(total: Array, inputs: tuple[Array, ...]) -> tuple[Array, None]:
         x_s, x_t, s, t = inputs

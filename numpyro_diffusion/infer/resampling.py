@@ -1,4 +1,10 @@
-"""Weights and ancestors of particles."""
+r"""Weights and ancestors of particles.
+
+Log weights may be minus infinity, and all of them may be: then nothing is known, the
+estimate of the evidence is zero, and every particle keeps its place. A log weight that is
+not a number, or plus infinity, is none (`defined`), so that no NaN comes out of here and
+no particle is chosen that nothing speaks for.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,16 +12,55 @@ from jaxtyping import Array, Float, Int
 
 __all__ = [
     "conditional_ancestors",
+    "defined",
     "effective_sample_size",
+    "filled_twists",
     "founders_variance",
+    "log_mean_weight",
     "systematic_ancestors",
 ]
 
 
+def defined(log_weights: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Log weights with minus infinity where they are not a number, or plus infinity."""
+    return jnp.where(log_weights < jnp.inf, log_weights, -jnp.inf)
+
+
+def filled_twists(
+    log_twists: Float[Array, "num P"], log_weights: Float[Array, "num P"]
+) -> Float[Array, "num P"]:
+    """Log twists of particles, with the mean of the finite ones where they are not.
+
+    Args:
+        log_twists: Log twist of each particle, for each problem.
+        log_weights: The particles' log weights without it; the mean is a weighted one.
+
+    Returns:
+        Finite log twists, 0 for a problem that has no finite one.
+    """
+    known = jnp.isfinite(log_twists)
+    finite = jnp.where(known, log_twists, 0.0)
+    log_weights = jnp.where(known, defined(log_weights), -jnp.inf)
+    total = jax.nn.logsumexp(log_weights, axis=0)
+    any_known = total > -jnp.inf
+    mean = jax.nn.logsumexp(log_weights + finite, axis=0) - jnp.where(
+        any_known, total, 0.0
+    )
+    return jnp.where(known, finite, jnp.where(any_known, mean, 0.0))
+
+
+def log_mean_weight(log_weights: Float[Array, " num"]) -> Float[Array, ""]:
+    """The log of the mean weight; minus infinity if there is none."""
+    return jax.nn.logsumexp(defined(log_weights)) - jnp.log(len(log_weights))
+
+
 def effective_sample_size(log_weights: Float[Array, " num"]) -> Float[Array, ""]:
-    """1 / sum of squared normalised weights: between 1 and the number of particles."""
-    shares = jax.nn.softmax(log_weights)
-    return 1.0 / jnp.sum(shares**2)
+    """1 / sum of squared normalised weights: between 1 and the number of particles.
+
+    0 if all weights are.
+    """
+    squares = jnp.sum(_shares(log_weights) ** 2)
+    return jnp.where(squares > 0.0, 1.0 / jnp.where(squares > 0.0, squares, 1.0), 0.0)
 
 
 def systematic_ancestors(
@@ -31,7 +76,7 @@ def systematic_ancestors(
         log_weights: Unnormalised log weights.
 
     Returns:
-        Ancestor of each slot, in increasing order.
+        Ancestor of each slot, in increasing order; itself if all weights are zero.
 
     Source: Kitagawa 1996, doi:10.1080/10618600.1996.10474692.
     """
@@ -54,13 +99,12 @@ def conditional_ancestors(
         log_weights: Unnormalised log weights.
 
     Returns:
-        Ancestor of each slot; that of slot 0 is 0.
+        Ancestor of each slot; that of slot 0 is 0. Itself if all weights are zero.
 
     Source: Chopin and Singh 2015, arXiv:1304.1887, algorithm 4.
     """
     num = len(log_weights)
-    shares = jax.nn.softmax(log_weights)
-    expected = num * shares[0]
+    expected = num * _shares(log_weights)[0]
     whole = jnp.floor(expected)
     rest = expected - whole
     branch_key, offset_key, rotation_key = jax.random.split(key, 3)
@@ -85,7 +129,7 @@ def founders_variance(
     Compares the weights that descend from different founders. Derived for multinomial
     resampling, for which it is unbiased after multiplication with the squared estimate;
     systematic resampling does better than it says. When all particles descend from one
-    founder it is 1 and means no more than "large".
+    founder it is 1 and means no more than "large"; when no weight is left it is infinite.
 
     Args:
         log_weights: Final log weights.
@@ -96,9 +140,19 @@ def founders_variance(
     arXiv:1112.3706.
     """
     num = len(log_weights)
-    shares = jnp.zeros(num).at[founders].add(jax.nn.softmax(log_weights))
+    shares = jnp.zeros(num).at[founders].add(_shares(log_weights))
     inflation = jnp.exp((num_resampled + 1.0) * -jnp.log1p(-1.0 / num))
-    return 1.0 - inflation * (1.0 - jnp.sum(shares**2))
+    variance = 1.0 - inflation * (1.0 - jnp.sum(shares**2))
+    return jnp.where(jnp.sum(shares) > 0.0, variance, jnp.inf)
+
+
+def _shares(log_weights: Float[Array, " num"]) -> Float[Array, " num"]:
+    """Weights that add up to one, or to zero if there are none."""
+    log_weights = defined(log_weights)
+    top = jnp.max(log_weights)
+    weights = jnp.exp(log_weights - jnp.where(top > -jnp.inf, top, 0.0))
+    total = jnp.sum(weights)
+    return weights / jnp.where(total > 0.0, total, 1.0)
 
 
 def _owners(
@@ -111,9 +165,10 @@ def _owners(
     single precision one resampling in ten chose some of no weight at all (a test holds
     this), and the estimate of the evidence grew by what they lacked.
     """
-    shares = jax.nn.softmax(log_weights)
+    shares = _shares(log_weights)
     bits = jnp.finfo(shares.dtype).bits - 2
     whole = jnp.int32 if bits == 30 else jnp.int64
     ends = jnp.cumsum(jnp.round(shares * 2.0**bits).astype(whole))
     places = (points * ends[-1]).astype(whole)
-    return jnp.searchsorted(ends, jnp.minimum(places, ends[-1] - 1), side="right")
+    found = jnp.searchsorted(ends, jnp.minimum(places, ends[-1] - 1), side="right")
+    return jnp.where(ends[-1] > 0, found, jnp.arange(len(log_weights)))

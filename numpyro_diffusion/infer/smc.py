@@ -12,13 +12,18 @@ gets the mean weight; elsewhere weights multiply on. The mean of the final weigh
 estimates $\int p(x_0)\, p(y | x_0)\, dx_0$ of the discretised chain without bias,
 whenever it was resampled.
 
+A weight that is not a number, or infinite, says nothing: it counts as zero, and how many
+there were is counted. Before the data $\psi$ is but an opinion, which may be missing: where
+the twist is not finite, as that of a hard constraint which the denoised value does not
+meet, it is the mean of the others', so that a particle which may still come right is
+neither killed nor preferred. Any twist leaves the estimate unbiased.
+
 What other latents a model has travel with the particles, fixed.
 
 Source: Wu et al. 2023, arXiv:2306.17775, for twists of diffusion models; Chopin and
 Papaspiliopoulos 2020, doi:10.1007/978-3-030-47845-2, chapter 10.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -37,8 +42,10 @@ from numpyro_diffusion.guidance import (
 )
 from numpyro_diffusion.infer.resampling import (
     conditional_ancestors,
+    defined,
     effective_sample_size,
-    founders_variance,
+    filled_twists,
+    log_mean_weight,
     systematic_ancestors,
 )
 from numpyro_diffusion.reverse import AbstractReverse
@@ -46,12 +53,7 @@ from numpyro_diffusion.reverse import AbstractReverse
 __all__ = [
     "ParticleSweep",
     "Particles",
-    "SMCResult",
     "StepRecord",
-    "Trace",
-    "advance",
-    "run_sweep",
-    "weigh",
 ]
 
 
@@ -64,6 +66,8 @@ class Particles(NamedTuple):
         log_weights: Unnormalised log weights, shape (num, P).
         founders: Index of each particle's ancestor at the start, shape (num, P).
         num_resampled: How often each problem was resampled, shape (P,).
+        num_undefined: How many weights of each problem were not a number, or infinite,
+            over all steps, shape (P,). They count as zero.
     """
 
     x: Num[Array, "num_P C *event"]
@@ -71,6 +75,7 @@ class Particles(NamedTuple):
     log_weights: Float[Array, "num P"]
     founders: Int[Array, "num P"]
     num_resampled: Int[Array, " P"]
+    num_undefined: Int[Array, " P"]
 
 
 class StepRecord(NamedTuple):
@@ -104,6 +109,10 @@ class ParticleSweep(eqx.Module):
         resample_below: Resample when the effective number falls below this share.
         batch_size: Particles that the guidance sees at a time, a divisor of their
             number; None for all.
+
+    Raises:
+        ValueError: Laws of the reverse process, or those proposed, have no width near the
+            data, since its denoising error was not measured.
     """
 
     reverse: AbstractReverse
@@ -115,6 +124,9 @@ class ParticleSweep(eqx.Module):
     expected: Callable[[Array, Array, PyTree], Array] | None = eqx.field(
         static=True, default=None
     )
+
+    def __check_init__(self) -> None:
+        self.guidance.check_reverse(self.reverse, "ParticleSweep", weighed=True)
 
     def start(
         self,
@@ -137,12 +149,18 @@ class ParticleSweep(eqx.Module):
         laws = self.guidance.start(self.reverse, likelihoods, stack_shape)
         x = _held(draw_stack(key, laws[1], stack_shape), reference)
         index = jnp.arange(self.num_particles)[:, None]
-        return Particles(
-            x,
-            others,
-            self._by_particle(_log_ratio(*laws, x)),
-            jnp.broadcast_to(index, (self.num_particles, num_problems)),
-            jnp.zeros(num_problems, int),
+        ratios = self._by_particle(_log_ratio(*laws, x))
+        none_yet = jnp.zeros(num_problems, int)
+        return _weighed(
+            Particles(
+                x,
+                others,
+                jnp.zeros_like(ratios),
+                jnp.broadcast_to(index, (self.num_particles, num_problems)),
+                none_yet,
+                none_yet,
+            ),
+            ratios,
         )
 
     def step(
@@ -156,9 +174,14 @@ class ParticleSweep(eqx.Module):
         """Move all particles from time t to s < t; see `start` for `reference`."""
         resample_key, draw_key = jax.random.split(key)
         tilted = self._tilted(particles, t, s)
-        log_weights = particles.log_weights + self._by_particle(tilted.log_twist)
-        log_weights, record = self._resampled(resample_key, log_weights, reference)
-        tilted = _select(tilted, record.ancestors)
+        twists = self._by_particle(tilted.log_twist)
+        twists = filled_twists(twists, particles.log_weights)
+        log_weights, record = self._resampled(
+            resample_key, particles.log_weights + twists, reference
+        )
+        tilted = _select(
+            tilted._replace(log_twist=twists.reshape(-1)), record.ancestors
+        )
         # Other latents belong to a particle, not to a problem: there is only one then.
         others = jax.tree.map(lambda v: v[record.ancestors[:, 0]], particles.others)
         problems = jnp.arange(log_weights.shape[1])[None, :]
@@ -168,18 +191,20 @@ class ParticleSweep(eqx.Module):
         moved = Particles(
             x,
             others,
-            log_weights + self._by_particle(ratio - tilted.log_twist),
+            log_weights,
             particles.founders[record.ancestors, problems],
             particles.num_resampled + record.resampled,
+            particles.num_undefined,
         )
-        return moved, record
+        change = self._by_particle(ratio - tilted.log_twist)
+        return _weighed(moved, log_weights + change), record
 
     def finish(self, particles: Particles) -> Particles:
         """Weigh the particles at the data by the likelihood."""
         likelihoods = self._likelihoods(particles.others, self.num_particles)
         log_likelihoods = likelihoods(particles.x)
         log_weights = particles.log_weights + self._by_particle(log_likelihoods)
-        return particles._replace(log_weights=log_weights)
+        return _weighed(particles, log_weights)
 
     def stacks(self, particles: Particles) -> Num[Array, "num P C *event"]:
         """The values of the particles, as one stack each."""
@@ -213,7 +238,7 @@ class ParticleSweep(eqx.Module):
         def of_batch(inputs: tuple[Array, PyTree]) -> TiltedStep:
             rows, others = inputs
             likelihoods = self._likelihoods(others, batch)
-            return self.guidance.step(self.reverse, likelihoods, rows, t, s)
+            return self.guidance.step(self.reverse, likelihoods, rows, t=t, s=s)
 
         if batch == self.num_particles:
             return of_batch((particles.x, particles.others))
@@ -232,9 +257,9 @@ class ParticleSweep(eqx.Module):
 
         def one(key: Array, log_weights: Array) -> tuple[Array, StepRecord]:
             ess = effective_sample_size(log_weights)
-            needed = ess < self.resample_below * num
             # All that is known of the evidence so far stays in the weights' level.
-            level = jax.nn.logsumexp(log_weights) - jnp.log(num)
+            level = log_mean_weight(log_weights)
+            needed = (ess < self.resample_below * num) & (level > -jnp.inf)
             ancestors = jnp.where(needed, choose(key, log_weights), jnp.arange(num))
             record = StepRecord(ancestors, ess, needed, level)
             return jnp.where(needed, level, log_weights), record
@@ -244,95 +269,13 @@ class ParticleSweep(eqx.Module):
         return jax.vmap(one, (0, 1), out_axes)(keys, log_weights)
 
 
-class SMCResult(NamedTuple):
-    """Final particles of `run_sweep` and how they came about.
-
-    Attributes:
-        particles: At the data.
-        log_evidence: Log of the unbiased estimate, per problem, shape (P,).
-        log_evidence_error: Its standard error, estimated from the same run, shape (P,).
-        ess: Effective number of particles before each step, in the order of the chain
-            from noise to data, and at the end, shape (num_steps + 1, P).
-        resampled: Whether each step resampled, shape (num_steps, P).
-        log_evidence_path: The estimate as it stood before each step, and at the end, shape
-            (num_steps + 1, P). Before the end the twist stands in for the likelihood.
-    """
-
-    particles: Particles
-    log_evidence: Float[Array, " P"]
-    log_evidence_error: Float[Array, " P"]
-    ess: Float[Array, "num_times P"]
-    resampled: Bool[Array, "num_steps P"]
-    log_evidence_path: Float[Array, "num_times P"]
-
-
-class Trace(NamedTuple):
-    """Records of the steps, in the order of time: the last step comes first."""
-
-    ess: Float[Array, "num_steps P"]
-    resampled: Bool[Array, "num_steps P"]
-    log_evidence: Float[Array, "num_steps P"]
-
-
-def run_sweep(
-    key: Array,
-    sweep: ParticleSweep,
-    shape: tuple[int, ...],
-    grid: Float[Array, " num_times"],
-    others: PyTree = (),
-) -> SMCResult:
-    """One run of sequential Monte Carlo over the reverse chain, as one compiled loop.
-
-    Args:
-        key: Random key.
-        sweep: Reverse process, guidance, likelihood and numbers of particles.
-        shape: Shape of a stack, (P, C, *event).
-        grid: Times of the chain.
-        others: Other latents of each particle, drawn from their priors, leaves of shape
-            (num_particles, ...).
-
-    Returns:
-        Particles that stand for the posterior of the discretised chain, and its evidence.
-        **Error:** Monte Carlo, of order 1 / sqrt(num_particles); `exp(log_evidence)` is
-        unbiased for any number.
-
-    Source: Wu et al. 2023, arXiv:2306.17775, algorithm 1.
-    """
-    start_key, steps_key = jax.random.split(key)
-    keys = jax.random.split(steps_key, len(grid) - 1)
-    start = sweep.start(start_key, shape, others)
-    end, trace = advance(sweep, start, grid[1:], grid[:-1], keys)
-    return weigh(sweep.finish(end), trace)
-
-
-def advance(
-    sweep: ParticleSweep, particles: Particles, t: Array, s: Array, keys: Array
-) -> tuple[Particles, Trace]:
-    """Steps from times t to s, the last of the arrays first."""
-
-    def step(particles: Particles, inputs: tuple) -> tuple[Particles, Trace]:
-        t, s, key = inputs
-        particles, record = sweep.step(particles, key, t, s)
-        return particles, Trace(record.ess, record.resampled, record.log_evidence)
-
-    return jax.lax.scan(step, particles, (t, s, keys), reverse=True)
-
-
-def weigh(particles: Particles, trace: Trace) -> SMCResult:
-    """What final particles, weighed by the likelihood, say."""
-    log_weights = particles.log_weights
-    variance = jax.vmap(founders_variance, (1, 1, 0))(
-        log_weights, particles.founders, particles.num_resampled
-    )
-    final_ess = jax.vmap(effective_sample_size, 1)(log_weights)
-    log_evidence = jax.nn.logsumexp(log_weights, axis=0) - math.log(len(log_weights))
-    return SMCResult(
-        particles,
-        log_evidence,
-        jnp.sqrt(jnp.maximum(variance, 0.0)),
-        jnp.concatenate([trace.ess[::-1], final_ess[None]]),
-        trace.resampled[::-1],
-        jnp.concatenate([trace.log_evidence[::-1], log_evidence[None]]),
+def _weighed(particles: Particles, log_weights: Float[Array, "num P"]) -> Particles:
+    """Particles with new weights; those that say nothing are counted, and zero."""
+    had_weight = particles.log_weights > -jnp.inf
+    undefined = jnp.sum(had_weight & ~(log_weights < jnp.inf), axis=0)
+    return particles._replace(
+        log_weights=defined(log_weights),
+        num_undefined=particles.num_undefined + undefined,
     )
 
 

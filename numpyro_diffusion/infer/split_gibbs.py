@@ -42,7 +42,9 @@ from numpyro_diffusion.infer._relaxed import (
     offset_name,
     offsets,
 )
-from numpyro_diffusion.model.likelihood import unwrapped
+from numpyro_diffusion.model.checks import check_start
+from numpyro_diffusion.model.messengers import unwrapped
+from numpyro_diffusion.model.problem import free_latents
 from numpyro_diffusion.model.sites import (
     deterministics_too,
     latent_diffusion_sites,
@@ -94,7 +96,8 @@ class SplitGibbs(MCMCKernel):
 
     Args:
         model: The NumPyro model.
-        rho: Final width of the tie, in units of the sites' values.
+        rho: Final width of the tie, in units of the sites' values; of their standard
+            deviation, where the prior has a `scaling`.
         initial_rho: Width at the first sweep. By default 10, and `rho` where `init_params`
             give the sites' values, which a wide tie would forget. (As a block of `Gibbs`
             the kernel always starts at given values: name it there.)
@@ -258,11 +261,13 @@ class SplitGibbs(MCMCKernel):
         value_key, tie_key, inner_key, rng_key = jax.random.split(key, 4)
         given = dict(given or {})
         sites = latent_diffusion_sites(self._model, args, kwargs)
+        free = free_latents(self._model, args, kwargs)
+        check_start(given, {n: v.shape for n, v in free.items()}, "SplitGibbs")
         rho = jnp.asarray(self._start_rho)
-        x, relaxed = {}, {}
+        x, relaxed, widths = {}, {}, {}
         for i, (name, site) in enumerate(sites.items()):
             prior, shape = unwrapped(site["fn"]), jnp.shape(site["value"])
-            rho = checked_width(prior, rho)
+            rho = checked_width(prior.reverse, rho)
             drawn_key = jax.random.fold_in(value_key, i)
             if name in given:
                 x[name] = jnp.asarray(given[name], site["value"].dtype)
@@ -270,8 +275,9 @@ class SplitGibbs(MCMCKernel):
                 leading = shape[: len(shape) - len(prior.event_shape)]
                 x[name] = prior.sample(drawn_key, leading)
             noise = jax.random.normal(jax.random.fold_in(tie_key, i), shape)
-            relaxed[name] = x[name] + rho * noise
-        tied = Relaxed.tied(kwargs, x, rho)
+            widths[name] = prior.width(rho)
+            relaxed[name] = x[name] + widths[name] * noise
+        tied = Relaxed.tied(kwargs, x, widths)
         inner = self._inner.init(inner_key, num_warmup, None, args, tied)
         laws = traced(self._model, args, kwargs, given)
         unconstrained = {
@@ -279,7 +285,7 @@ class SplitGibbs(MCMCKernel):
             for name, value in given.items()
             if name not in sites
         }
-        start = {**inner.z, **unconstrained, **offsets(relaxed, x, rho)}
+        start = {**inner.z, **unconstrained, **offsets(relaxed, x, widths)}
         inner = self._inner.refresh(inner._replace(z=start), args, tied)
         return SplitGibbsState(
             {**x, **self._others(inner, args, tied)},
@@ -298,20 +304,21 @@ class SplitGibbs(MCMCKernel):
         key, rng_key = jax.random.split(state.rng_key)
         rho = self._width(state.num_sweeps)
         sites = latent_diffusion_sites(self._model, args, kwargs)
-        x = {
-            name: denoised_draw(
-                jax.random.fold_in(key, i),
-                unwrapped(site["fn"]),
-                state.relaxed[name],
-                rho,
+        x, widths = {}, {}
+        for i, (name, site) in enumerate(sites.items()):
+            prior, z = unwrapped(site["fn"]), state.relaxed[name]
+            events = prior.standardised(z).reshape(-1, *prior.event_shape)
+            drawn_key = jax.random.fold_in(key, i)
+            drawn = denoised_draw(
+                drawn_key, prior.reverse, events, rho, grid=prior.grid
             )
-            for i, (name, site) in enumerate(sites.items())
-        }
-        tied = Relaxed.tied(kwargs, x, rho)
-        start = {**state.inner.z, **offsets(state.relaxed, x, rho)}
+            x[name] = prior.restored(drawn.reshape(z.shape))
+            widths[name] = prior.width(rho)
+        tied = Relaxed.tied(kwargs, x, widths)
+        start = {**state.inner.z, **offsets(state.relaxed, x, widths)}
         inner = self._inner.refresh(state.inner._replace(z=start), args, tied)
         inner = self._inner.sample(inner, args, tied)
-        relaxed = {n: x[n] + rho * inner.z[offset_name(n)] for n in x}
+        relaxed = {n: x[n] + widths[n] * inner.z[offset_name(n)] for n in x}
         return SplitGibbsState(
             {**x, **self._others(inner, args, tied)},
             relaxed,

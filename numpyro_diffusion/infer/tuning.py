@@ -16,6 +16,8 @@ import math
 import numpy as np
 from jax.typing import ArrayLike
 
+from numpyro_diffusion.checks import checked_integer, checked_share
+
 __all__ = ["particles_needed"]
 
 
@@ -46,12 +48,10 @@ def particles_needed(moved: ArrayLike, num_particles: int, target: float = 0.9) 
         nd.infer.particles_needed(moved, num_particles=16, target=0.9)
         ```
     """
-    if num_particles < 2:
-        raise ValueError(
-            f"particles_needed: num_particles must be at least 2, got {num_particles}."
-        )
-    if not 0.0 < target < 1.0:
-        raise ValueError(f"particles_needed: target must lie in (0, 1), got {target}.")
+    num_particles = checked_integer(
+        "particles_needed", "num_particles", num_particles, 2
+    )
+    target = checked_share("particles_needed", "target", target, ends_allowed=False)
     moves = np.asarray(moved, float)
     shares = np.atleast_1d(np.mean(moves, axis=0))
     if np.any(shares == 0.0):

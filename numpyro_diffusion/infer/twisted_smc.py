@@ -1,32 +1,37 @@
 """Posterior draws and the evidence of a model with a diffusion site, by one SMC run."""
 
-import warnings
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, SupportsIndex
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
-from tqdm.auto import tqdm
+from jaxtyping import Array
 
-from numpyro_diffusion.guidance import AbstractGuidance, MomentMatching
-from numpyro_diffusion.infer._setting import Setting
-from numpyro_diffusion.infer.resampling import systematic_ancestors
-from numpyro_diffusion.infer.smc import (
-    Particles,
-    ParticleSweep,
-    SMCResult,
-    Trace,
-    advance,
-    weigh,
+from numpyro_diffusion.checks import (
+    checked_instance,
+    checked_integer,
+    checked_share,
 )
+from numpyro_diffusion.guidance import AbstractGuidance
+from numpyro_diffusion.infer._found import (
+    check_found,
+    warn_of_few_founders,
+    warn_undefined,
+)
+from numpyro_diffusion.infer._smc_programs import (
+    EvidenceResult,
+    Settings,
+    run_draws,
+    run_whole,
+    run_with_bar,
+)
+from numpyro_diffusion.model.checks import check_observations
+from numpyro_diffusion.model.sites import named_dims, observed_values, traced
 
-__all__ = ["TwistedSMC", "TwistedSMCPosterior"]
+__all__ = ["TwistedSMC", "TwistedSMCPosterior", "unchecked_run"]
 
-# With fewer the variance over founders, from which the error comes, is not known to a half.
-_FEW_FOUNDERS = 10
+_CALLER = "TwistedSMC"
 
 
 class TwistedSMC:
@@ -45,15 +50,21 @@ class TwistedSMC:
     there are no other latents, each element is a problem of its own, with particles,
     resampling and evidence of its own.
 
+    A run is compiled once for a model object and equal settings: a new sampler on the same
+    model compiles nothing anew, and no more do other real numbers among the model's
+    arguments, which are traced, as arrays are (unless the model branches on one of them).
+    Integers and truth values are compiled in: they may be sizes or choices. The programs
+    go with the model.
+
     Several sites move jointly: a particle carries a trajectory of each, and guidance and
     weights see them all at once, as separating the sources of a sum requires. They form one
     problem. Their priors may have any schedules, but the same number of steps.
 
     Args:
         model: A NumPyro model.
-        site: Name of the diffusion site, if it is to be checked that there is only one.
+        site: Names of the diffusion sites, if it is to be checked that there are no others.
         num_particles: Particles per problem, at least 2.
-        guidance: Proposal and twist; by default `MomentMatching()`. With
+        guidance: Proposal and twist; by default `guidance.default_guidance`. With
             `guidance.Unguided()` the likelihood need not be differentiable.
         resample_below: Resample when the effective number of particles falls below this
             share of their number.
@@ -62,11 +73,14 @@ class TwistedSMC:
         progress_bar: Whether `run` shows one.
 
     Raises:
+        AttributeError: An attribute is set anew.
         ValueError: A number is out of range; in `run`: the model has no latent diffusion
             site, or `site` and others beside it, a latent lies between a site and the data,
-            a prior depends on another latent, or the priors of several sites differ in
-            their `num_steps`.
-        TypeError: In `run`: one of several sites is over bits.
+            a prior depends on another latent or its denoising error was not measured, or
+            the priors of several sites differ in their `num_steps`.
+        TypeError: An argument is of another kind; in `run`: one of several sites is over
+            bits.
+        RuntimeError: In `run`: no particle of some problem ended with any weight.
 
     **Error:** Monte Carlo of order 1 / sqrt(num_particles), for draws and evidence; see
     `TwistedSMCPosterior`.
@@ -83,35 +97,57 @@ class TwistedSMC:
     def __init__(
         self,
         model: Callable,
-        site: str | None = None,
+        site: str | Sequence[str] | None = None,
         *,
-        num_particles: int = 1024,
+        num_particles: SupportsIndex = 1024,
         guidance: AbstractGuidance | None = None,
         resample_below: float = 0.5,
-        batch_size: int | None = None,
+        batch_size: SupportsIndex | None = None,
         progress_bar: bool = False,
     ) -> None:
-        if not isinstance(num_particles, int) or num_particles < 2:
-            raise ValueError(
-                "TwistedSMC: num_particles must be an integer of at least 2, got "
-                f"{num_particles!r}."
-            )
-        if not 0.0 <= resample_below <= 1.0:
-            raise ValueError(
-                f"TwistedSMC: resample_below must lie in [0, 1], got {resample_below}."
-            )
-        if batch_size is not None and (batch_size < 1 or num_particles % batch_size):
-            raise ValueError(
-                f"TwistedSMC: batch_size must divide num_particles={num_particles}, got "
-                f"{batch_size}."
-            )
+        num_particles = checked_integer(_CALLER, "num_particles", num_particles, 2)
+        if batch_size is not None:
+            batch_size = checked_integer(_CALLER, "batch_size", batch_size)
+            if num_particles % batch_size:
+                raise ValueError(
+                    f"TwistedSMC: batch_size must divide num_particles={num_particles}, "
+                    f"got {batch_size}."
+                )
         self.model = model
-        self.site = site
+        # A list of names is not hashable, and may change.
+        self.site = site if site is None or isinstance(site, str) else tuple(site)
         self.num_particles = num_particles
-        self.guidance = MomentMatching() if guidance is None else guidance
-        self.resample_below = resample_below
+        self.guidance = guidance
+        if guidance is not None:
+            checked_instance(
+                _CALLER,
+                "guidance",
+                guidance,
+                AbstractGuidance,
+                "guidance.MomentMatching()",
+            )
+        self.resample_below = checked_share(_CALLER, "resample_below", resample_below)
         self.batch_size = batch_size
         self.progress_bar = progress_bar
+
+    @property
+    def settings(self) -> Settings:
+        """What a compiled run depends on, beside the model and its arguments."""
+        return Settings(
+            self.site,
+            self.num_particles,
+            self.guidance,
+            self.resample_below,
+            self.batch_size,
+        )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.__dict__:
+            raise AttributeError(
+                f"TwistedSMC: {name} must stay what it is, since posteriors refer to it; "
+                f"build another sampler, TwistedSMC(model, {name}=...)."
+            )
+        super().__setattr__(name, value)
 
     def run(self, rng_key: Array, *args: Any, **kwargs: Any) -> "TwistedSMCPosterior":
         """Run once.
@@ -121,15 +157,22 @@ class TwistedSMC:
             *args: Positional arguments of the model.
             **kwargs: Keyword arguments of the model.
 
+        Returns:
+            The posterior. Inside of `jit`, where nothing can be raised, the evidence of a
+            problem without any weight is minus infinity.
+
         Warns:
-            UserWarning: The model has other latents, and fewer than 10 distinct values of
-                them are left (not under `jit`).
+            UserWarning: Weights of some particles were not a number; they count as zero.
+                Or the model has other latents, and fewer than 10 distinct values of them
+                are left (neither under `jit`).
         """
-        start_key, steps_key, draw_key = jax.random.split(rng_key, 3)
-        run = _with_bar if self.progress_bar else _whole
-        result, shape = run(self, args, kwargs, start_key, steps_key)
-        _warn_of_few_founders(result.particles)
-        return TwistedSMCPosterior(self, result, shape, draw_key, args, kwargs)
+        # Inside of the program the data have no values yet.
+        check_observations(traced(self.model, args, kwargs, {}), _CALLER)
+        posterior = unchecked_run(self, rng_key, args, kwargs)
+        warn_undefined(_CALLER, posterior.num_undefined, self.num_particles)
+        check_found(_CALLER, posterior.log_evidence, self.num_particles)
+        warn_of_few_founders(_CALLER, posterior.particles)
+        return posterior
 
 
 class TwistedSMCPosterior:
@@ -140,7 +183,14 @@ class TwistedSMCPosterior:
             one per element of the plates around the site if these are problems of their
             own.
         log_evidence_error: Its standard error, estimated from the same run, likewise.
+        log_evidence_rest: Log density of observations and factors that belong to no
+            element of the plates, if these are problems of their own; else zero.
+        log_evidence_total: The sum of all, a number: the log evidence of the whole model.
+            Its standard error is the root of the sum of the squared errors.
+        particles: The final particles, weighted, in the network's units.
         log_weights: Of the final particles, shape (num_particles, num_problems).
+        num_undefined: How many weights were not a number, or infinite, shape
+            (num_problems,); they count as zero.
         ess: Effective number of particles before each step, noise first, and at the end,
             shape (num_steps + 1, num_problems).
         resampled: Whether each step resampled, shape (num_steps, num_problems).
@@ -151,20 +201,23 @@ class TwistedSMCPosterior:
     def __init__(
         self,
         smc: TwistedSMC,
-        result: SMCResult,
-        shape: tuple[int, ...],
+        found: EvidenceResult,
         key: Array,
         args: tuple,
         kwargs: dict,
     ) -> None:
-        self._smc, self._particles, self._key = smc, result.particles, key
+        result = found.whole
+        self._smc, self.particles, self._key = smc, result.particles, key
         self._args, self._kwargs = args, kwargs
         self.log_weights = result.particles.log_weights
+        self.num_undefined = result.particles.num_undefined
         self.ess = result.ess
         self.resampled = result.resampled
         self.log_evidence_path = result.log_evidence_path
-        self.log_evidence = result.log_evidence.reshape(shape)
-        self.log_evidence_error = result.log_evidence_error.reshape(shape)
+        self.log_evidence = found.log_evidence
+        self.log_evidence_error = found.log_evidence_error
+        self.log_evidence_rest = found.log_evidence_rest
+        self.log_evidence_total = jnp.sum(self.log_evidence) + found.log_evidence_rest
 
     def get_samples(self) -> dict[str, Array]:
         """Equally weighted draws, as many as particles, leaves of shape (num, ...).
@@ -173,7 +226,9 @@ class TwistedSMCPosterior:
         draws within one problem repeat particles of large weight. Latents and
         deterministic sites that follow from the diffusion site are drawn anew.
         """
-        return _draws(self._smc, self._args, self._kwargs, self._key, self._particles)
+        smc = self._smc
+        arguments = smc.model, self._args, self._kwargs, smc.settings
+        return run_draws(*arguments, self._key, self.particles)
 
     def to_arviz(self) -> Any:
         """The draws as one chain of ArviZ's data, the evidence in its attributes.
@@ -183,10 +238,11 @@ class TwistedSMCPosterior:
         """
         import arviz as az
 
-        setting = Setting(self._smc.model, self._smc.site, self._args, self._kwargs)
+        sites = traced(self._smc.model, self._args, self._kwargs, {})
+        observed = {n: np.asarray(v) for n, v in observed_values(sites).items()}
         draws = {name: np.asarray(v)[None] for name, v in self.get_samples().items()}
-        groups = {"posterior": draws, "observed_data": setting.observed}
-        dims = setting.dims
+        groups = {"posterior": draws, "observed_data": observed}
+        dims = named_dims(sites)
         from_dict: Any = az.from_dict
         if az.__version__.startswith("0."):
             data = from_dict(**groups, dims=dims)
@@ -196,131 +252,17 @@ class TwistedSMCPosterior:
             inference_library="numpyro_diffusion",
             log_evidence=np.asarray(self.log_evidence).tolist(),
             log_evidence_error=np.asarray(self.log_evidence_error).tolist(),
+            log_evidence_total=float(self.log_evidence_total),
             num_particles=self._smc.num_particles,
         )
         return data
 
 
-def _warn_of_few_founders(particles: Particles) -> None:
-    """Say so if the draws of the other latents are copies of a few.
-
-    They never move: as many values are left as founders. The sites do move on, so that
-    founders that merge are no fault where there is nothing else.
-    """
-    founders = particles.founders
-    if not particles.others or isinstance(founders, jax.core.Tracer):
-        return
-    num_founders = len(np.unique(founders))
-    if num_founders < _FEW_FOUNDERS:
-        names = ", ".join(sorted(particles.others))
-        warnings.warn(
-            f"TwistedSMC: of {len(founders)} values of the other latents ({names}) "
-            f"{num_founders} distinct ones are left, so that neither their draws nor "
-            "log_evidence_error can be trusted; take more particles, a narrower prior "
-            "for them, or ParticleGibbs beside NUTS, which moves them.",
-            stacklevel=3,
-        )
-
-
-def _start(
-    smc: TwistedSMC, setting: Setting, key: Array
-) -> tuple[Particles, Float[Array, " num_times"]]:
-    others_key, start_key = jax.random.split(key)
-    keys = jax.random.split(others_key, smc.num_particles)
-    others = jax.vmap(setting.draw_others)(keys)
-    start = _sweep(smc, setting).start(start_key, setting.shape, others)
-    return start, setting.grid
-
-
-def _steps(
-    smc: TwistedSMC,
-    setting: Setting,
-    particles: Particles,
-    times: tuple[Array, Array, Array],
-) -> tuple[Particles, Trace]:
-    return advance(_sweep(smc, setting), particles, *times)
-
-
-def _finish(
-    smc: TwistedSMC, setting: Setting, particles: Particles, trace: Trace
-) -> tuple[SMCResult, tuple[int, ...]]:
-    """The result, and the shape that the model gives the evidence."""
-    result = weigh(_sweep(smc, setting).finish(particles), trace)
-    return result, setting.evidence_shape
-
-
-def _run(
-    smc: TwistedSMC, setting: Setting, start_key: Array, steps_key: Array
-) -> tuple[SMCResult, tuple[int, ...]]:
-    particles, grid = _start(smc, setting, start_key)
-    times = grid[1:], grid[:-1], jax.random.split(steps_key, len(grid) - 1)
-    particles, trace = _steps(smc, setting, particles, times)
-    return _finish(smc, setting, particles, trace)
-
-
-def _drawn(
-    smc: TwistedSMC, setting: Setting, key: Array, particles: Particles
-) -> dict[str, Array]:
-    choice_key, replay_key = jax.random.split(key)
-    num, num_problems = particles.log_weights.shape
-    keys = jax.random.split(choice_key, num_problems)
-    chosen = jax.vmap(systematic_ancestors, (0, 1), 1)(keys, particles.log_weights)
-    stacks = _sweep(smc, setting).stacks(particles)
-    stacks = stacks[chosen, jnp.arange(num_problems)[None, :]]
-    others = jax.tree.map(lambda leaf: leaf[chosen[:, 0]], particles.others)
-    keys = jax.random.split(replay_key, num)
-    return jax.vmap(setting.replayed)(keys, stacks, others)
-
-
-def _program(part: Callable) -> Callable:
-    """A part of a run as one program, compiled once per sampler and shapes of arguments."""
-
-    @eqx.filter_jit
-    def program(
-        smc: TwistedSMC, args: tuple, kwargs: dict[str, Any], *inputs: Any
-    ) -> Any:
-        return part(smc, Setting(smc.model, smc.site, args, kwargs), *inputs)
-
-    return program
-
-
-# A run is one program: to call another costs as much as some steps of a small network.
-_whole, _draws = _program(_run), _program(_drawn)
-_start_alone, _steps_alone = _program(_start), _program(_steps)
-_finish_alone = _program(_finish)
-
-
-def _with_bar(
-    smc: TwistedSMC, args: tuple, kwargs: dict, start_key: Array, steps_key: Array
-) -> tuple[SMCResult, tuple[int, ...]]:
-    """The same as `_whole`, a part of the chain at a time."""
-    particles, grid = _start_alone(smc, args, kwargs, start_key)
-    num_steps = len(grid) - 1
-    keys = jax.random.split(steps_key, num_steps)
-    chunk, traces = _chunk(num_steps), []
-    with tqdm(total=num_steps, desc="TwistedSMC") as bar:
-        for last in range(num_steps, 0, -chunk):
-            part = slice(last - chunk, last)
-            times = grid[1:][part], grid[:-1][part], keys[part]
-            particles, trace = _steps_alone(smc, args, kwargs, particles, times)
-            traces.append(trace)
-            bar.update(chunk)
-    trace = jax.tree.map(lambda *parts: jnp.concatenate(parts), *traces[::-1])
-    return _finish_alone(smc, args, kwargs, particles, trace)
-
-
-def _sweep(smc: TwistedSMC, setting: Setting) -> ParticleSweep:
-    return ParticleSweep(
-        setting.reverse,
-        smc.guidance,
-        setting.log_likelihood,
-        smc.num_particles,
-        smc.resample_below,
-        smc.batch_size,
-        setting.expected,
-    )
-
-
-def _chunk(num_steps: int) -> int:
-    """The largest divisor of a number of steps that is at most a twentieth of it."""
-    return max(n for n in range(1, max(2, num_steps // 20 + 1)) if num_steps % n == 0)
+def unchecked_run(
+    smc: TwistedSMC, rng_key: Array, args: tuple, kwargs: dict[str, Any]
+) -> TwistedSMCPosterior:
+    """A run of which nothing is said, whatever it found."""
+    keys = jax.random.split(rng_key, 3)
+    run = run_with_bar if smc.progress_bar else run_whole
+    found = run(smc.model, args, kwargs, smc.settings, keys[:2])
+    return TwistedSMCPosterior(smc, found, keys[2], args, kwargs)

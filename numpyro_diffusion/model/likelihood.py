@@ -5,121 +5,48 @@ prior is taken out, $\log p(y, \text{rest} \mid x)$, is the likelihood that infe
 about the site works with. It is read from the model itself, under plates, masks, scales
 and factors, and equals `log_density` minus the prior.
 
-Where the site's leading dimensions are plates, their elements are conditionally
-independent given the rest: the likelihood then is one number per element (a *problem*),
-and particle methods treat each on its own. Otherwise all copies of the site form one
-problem. Either way the value travels as a stack of shape `(num_problems, num_copies,
-*event_shape)`.
+Where the site's leading dimensions are plates, and no density of the model depends on more
+than one of their elements, the likelihood is one number per element (a *problem*), and
+particle methods treat each on its own. That is read off the model's program
+(`dependence`): an observation may pick the elements in any order, and one that sums over
+them, or takes a difference of two, makes all of them one problem. Either way the value
+travels as a stack of shape `(num_problems, num_copies, *event_shape)`.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, Num
 from numpyro.distributions.distribution import MaskedDistribution
-from numpyro.handlers import seed, substitute, trace
-from numpyro.infer.util import compute_log_probs
-from numpyro.ops.provenance import eval_provenance
-from numpyro.primitives import Messenger
+from numpyro.handlers import seed, substitute
 
+from numpyro_diffusion.model.checks import check_observations
 from numpyro_diffusion.model.fisher import divergence
+from numpyro_diffusion.model.messengers import (
+    OmitPrior,
+    is_marked,
+    prototype,
+    unwrapped,
+)
+from numpyro_diffusion.model.partition import Partition, partition
+from numpyro_diffusion.model.private import compute_log_probs
 
-__all__ = [
-    "Likelihood",
-    "OmitPrior",
-    "Placeholder",
-    "is_marked",
-    "prior_sites",
-    "unwrapped",
-    "zeros_like_site",
-]
+__all__ = ["Likelihood"]
 
-MARK = "diffusion_site"
-"""Entry of a site's `infer` dictionary: its prior was masked on purpose."""
-
-
-class OmitPrior(Messenger):
-    """Take the density of some sites out of a model, and mark them.
-
-    A masked density is not even evaluated by NumPyro, so that the model's density costs
-    nothing of the network behind the sites.
-
-    Args:
-        fn: The model.
-        select: Which sites: called with each sample message.
-    """
-
-    def __init__(
-        self,
-        fn: Callable | None = None,
-        select: Callable[[dict[str, Any]], bool] = lambda site: False,
-    ) -> None:
-        self.select = select
-        super().__init__(fn)
-
-    def process_message(self, msg: dict[str, Any]) -> None:
-        if msg["type"] == "sample" and not is_marked(msg) and self.select(msg):
-            if isinstance(msg["fn"], MaskedDistribution):
-                return  # masked by the user: left as it is, for `Likelihood` to refuse
-            msg["fn"] = msg["fn"].mask(False)
-            msg["infer"] = {**msg["infer"], MARK: True}
-
-
-class Placeholder(Messenger):
-    """Give chosen sites that have no value the value zero, without sampling them."""
-
-    def __init__(self, fn: Callable, select: Callable[[dict[str, Any]], bool]) -> None:
-        self.select = select
-        super().__init__(fn)
-
-    def process_message(self, msg: dict[str, Any]) -> None:
-        if msg["type"] == "sample" and msg["value"] is None and self.select(msg):
-            msg["value"] = zeros_like_site(msg)
-            msg["infer"] = {**msg["infer"], "_placeholder": True}
-
-
-def zeros_like_site(msg: dict[str, Any]) -> Num[Array, "..."]:
-    """Zeros of the shape and kind of values that a sample message's site has."""
-    shape = msg["kwargs"].get("sample_shape", ()) + msg["fn"].shape()
-    return jnp.zeros(shape, int if msg["fn"].support.is_discrete else float)
-
-
-def prior_sites(
-    model: Callable,
-    args: tuple,
-    kwargs: Mapping[str, Any],
-    is_prior: Callable[[dist.Distribution], bool],
-) -> dict[str, dict[str, Any]]:
-    """The latent sites of a model whose distribution, unwrapped, satisfies a predicate.
-
-    Their distributions are not sampled: the model runs once with zeros in their place.
-
-    Returns:
-        The sites as `numpyro.handlers.trace` records them, by name.
-    """
-    return {
-        name: site
-        for name, site in _prototype(model, args, kwargs, is_prior).items()
-        if site["type"] == "sample"
-        and is_prior(unwrapped(site["fn"]))
-        and site["infer"].get("_placeholder", False)
-    }
-
-
-def unwrapped(fn: Any) -> Any:
-    """A distribution without `mask`, `expand` and `to_event` around it."""
-    wrappers = (
-        MaskedDistribution,
-        dist.ExpandedDistribution,
-        dist.Independent,
-    )
-    while isinstance(fn, wrappers):
-        fn = fn.base_dist
-    return fn
+NEEDS_VALUES = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.NonConcreteBooleanIndexError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+"""What a model raises that asks its arguments for their values."""
 
 
 class Likelihood:
@@ -135,12 +62,13 @@ class Likelihood:
 
     Attributes:
         prior: The site's distribution without `expand`, `to_event` and marks.
-        num_problems: Number of conditionally independent elements of the site.
-        num_copies: Copies of the prior within one problem.
+        shape: Shape of the site's value.
+        dtype: Its dtype.
 
     Raises:
         ValueError: The site is not a latent of the model, other latents have no value,
-            the site's prior is scaled or masked, or the model has a subsampled plate.
+            the site's prior is scaled or masked, the model has a subsampled plate, or
+            data that no mask hides are not numbers.
     """
 
     def __init__(
@@ -151,19 +79,54 @@ class Likelihood:
         kwargs: Mapping[str, Any] | None = None,
         others: Mapping[str, Array] | None = None,
     ) -> None:
-        self._site, self._others = site, dict(others or {})
-        self._model = _Reusable(model, self._others)
-        self._args, self._kwargs = tuple(args), dict(kwargs or {})
-        message = self._checked_message()
+        self._model, self._site = model, site
+        self._inputs = tuple(args), dict(kwargs or {}), dict(others or {})
+        sites = self._checked_sites()
+        message = sites[site]
         self.prior = unwrapped(message["fn"])
         self.shape = jnp.shape(message["value"])
         self.dtype = message["value"].dtype
         self._leading = self.shape[: len(self.shape) - len(self.prior.event_shape)]
-        self._plates = {frame.name for frame in message["cond_indep_stack"]}
-        size = math.prod(self._leading)
-        factorises = self._factorises(message["cond_indep_stack"])
-        self.num_problems = size if factorises else 1
-        self.num_copies = 1 if factorises else size
+        self._frames = message["cond_indep_stack"]
+        plates = _names_of_plates(message)
+        self._inside = [
+            name
+            for name, other in sites.items()
+            if other["type"] == "sample"
+            and name != site
+            and plates <= _names_of_plates(other)
+        ]
+
+    @functools.cached_property
+    def _partition(self) -> Partition | None:
+        """What belongs to each problem; None if all is one. Found when it is needed."""
+        sizes = {frame.dim: frame.size for frame in self._frames if frame.size > 1}
+        extents = {
+            i - len(self._leading): n for i, n in enumerate(self._leading) if n > 1
+        }
+        if not extents or sizes != extents:
+            return None
+        x = jax.ShapeDtypeStruct(self.shape, self.dtype)
+        inside = self._inside
+        # Without the values of its arguments a model tells the same under `jit` as
+        # outside of it. Some need them, and then have them in both places.
+        arrays, static = eqx.partition(self._inputs, _is_array)
+        of_arrays = lambda x, arrays: self._log_probs(x, eqx.combine(arrays, static))[0]
+        try:
+            return partition(of_arrays, x, self._leading, inside, arrays)
+        except NEEDS_VALUES:
+            of_x = lambda x: self._log_probs(x)[0]
+            return partition(of_x, x, self._leading, inside)
+
+    @property
+    def num_problems(self) -> int:
+        """Number of conditionally independent elements of the site."""
+        return 1 if self._partition is None else math.prod(self._leading)
+
+    @property
+    def num_copies(self) -> int:
+        """Copies of the prior within one problem."""
+        return math.prod(self._leading) // self.num_problems
 
     def __call__(self, x: Num[Array, "..."]) -> Float[Array, ""]:
         """Log density of everything but the site's prior at the site's value `x`."""
@@ -175,17 +138,24 @@ class Likelihood:
     ) -> Float[Array, " num_problems"]:
         """Log likelihood of each problem of a stack.
 
-        Densities that do not belong to one problem and do not depend on x (the prior of
-        another latent, say) are left out if there are several problems.
+        What depends on no element belongs to the element in whose place it stands if it
+        is in all plates of the site, and else to `rest`.
         """
-        if self.num_problems == 1:
-            return self(self.unstacked(stack))[None]
-        log_probs, sites = self._log_probs(self.unstacked(stack))
-        total = jnp.zeros(self._leading)
-        for name, value in log_probs.items():
-            if self._is_inside(sites[name]):
-                total += _summed_to(value, self._leading)
-        return total.reshape(-1)
+        x = self.unstacked(stack)
+        if self._partition is None:
+            return self(x)[None]
+        return self._partition.per_problem(self._log_probs(x)[0])
+
+    def rest(self) -> Float[Array, ""]:
+        """Log density of what belongs to no problem, zero if there is only one.
+
+        Observations and factors outside of the site's plates that do not depend on it,
+        and the priors of other latents.
+        """
+        if self._partition is None:
+            return jnp.zeros(())
+        anywhere = jnp.zeros(self.shape, self.dtype)
+        return self._partition.rest(self._log_probs(anywhere)[0])
 
     def observed_laws(self, x: Num[Array, "..."]) -> dict[str, dist.Distribution]:
         """The distributions of all observed sites at the site's value `x`."""
@@ -228,37 +198,41 @@ class Likelihood:
         """A stack from the site's value."""
         return x.reshape(self.num_problems, self.num_copies, *self.prior.event_shape)
 
-    def _log_probs(self, x: Array) -> tuple[dict[str, Array], dict[str, Any]]:
+    def _log_probs(
+        self, x: Array, inputs: tuple | None = None
+    ) -> tuple[dict[str, Array], dict[str, Any]]:
+        args, kwargs, others = self._inputs if inputs is None else inputs
         model = OmitPrior(
-            substitute(self._model, data={self._site: x}),
+            substitute(_Reusable(self._model, others), data={self._site: x}),
             select=lambda msg: msg["name"] == self._site,
         )
         log_probs, sites = compute_log_probs(
-            model, self._args, self._kwargs, {}, sum_log_prob=False
+            model, args, kwargs, {}, sum_log_prob=False
         )
         log_probs.pop(self._site)
         return log_probs, sites
 
-    def _checked_message(self) -> dict[str, Any]:
+    def _checked_sites(self) -> dict[str, Any]:
         name = self._site
-        prototype = _prototype(
-            self._model, self._args, self._kwargs, lambda fn: True, only=name
-        )
-        message = prototype.get(name)
-        latents = [n for n, m in prototype.items() if _is_latent(m)]
+        args, kwargs, others = self._inputs
+        model = _Reusable(self._model, others)
+        sites = prototype(model, args, kwargs, lambda fn: True, only=name)
+        check_observations(sites, "Likelihood")
+        message = sites.get(name)
+        latents = [n for n, m in sites.items() if _is_latent(m)]
         if message is None or not message["infer"].get("_placeholder", False):
             what = "is not in the model" if message is None else "has a value already"
             raise ValueError(
                 f"Likelihood: {name!r} must be a latent sample site, but it {what}; the "
                 f"latents are {latents}."
             )
-        missing = [n for n in latents if n != name and n not in self._others]
+        missing = [n for n in latents if n != name and n not in others]
         if missing:
             raise ValueError(
                 f"Likelihood: every latent but {name!r} must have a value, got none for "
                 f"{missing}."
             )
-        for plate, other in prototype.items():
+        for plate, other in sites.items():
             if other["type"] == "plate" and other["args"][0] != (
                 other["args"][1] or other["args"][0]
             ):
@@ -277,31 +251,7 @@ class Likelihood:
                 f"Likelihood: the prior of {name!r} must not be masked; mask the "
                 "likelihood (`handlers.mask` or `.mask` on the observed site) instead."
             )
-        return message
-
-    def _factorises(self, plates: list) -> bool:
-        """Whether the plates around the site make its elements independent."""
-        sizes = {frame.dim: frame.size for frame in plates if frame.size > 1}
-        extents = {
-            i - len(self._leading): n for i, n in enumerate(self._leading) if n > 1
-        }
-        if not extents or sizes != extents:
-            return False
-
-        def outside(x: Array) -> Array:
-            log_probs, sites = self._log_probs(x)
-            parts = [
-                jnp.sum(value)
-                for name, value in log_probs.items()
-                if not self._is_inside(sites[name])
-            ]
-            return sum(parts, jnp.zeros(()))
-
-        return "x" not in eval_provenance(outside, x=jnp.zeros(self.shape, self.dtype))
-
-    def _is_inside(self, site: dict[str, Any]) -> bool:
-        frames = {frame.name for frame in site["cond_indep_stack"]}
-        return self._plates <= frames
+        return sites
 
 
 class _Reusable:
@@ -319,35 +269,16 @@ class _Reusable:
             return self._model(*args, **kwargs)
 
 
-def _prototype(
-    model: Callable,
-    args: tuple,
-    kwargs: Mapping[str, Any],
-    is_prior: Callable[[dist.Distribution], bool],
-    only: str | None = None,
-) -> dict[str, Any]:
-    def select(msg: dict[str, Any]) -> bool:
-        return only in (None, msg["name"]) and is_prior(unwrapped(msg["fn"]))
-
-    with seed(rng_seed=jax.random.key(0)):
-        return trace(Placeholder(model, select)).get_trace(*args, **kwargs)
-
-
 def _is_latent(msg: dict[str, Any]) -> bool:
     return msg["type"] == "sample" and not msg["is_observed"]
 
 
-def is_marked(msg: Mapping[str, Any]) -> bool:
-    """Whether a sample message's prior was masked by `OmitPrior`."""
-    return bool(msg["infer"].get(MARK, False))
+def _names_of_plates(msg: Mapping[str, Any]) -> set[str]:
+    return {frame.name for frame in msg["cond_indep_stack"]}
 
 
-def _summed_to(value: Array, shape: tuple[int, ...]) -> Array:
-    """Sum a log density over all but the trailing dims that make up `shape`.
-
-    Plate dims count from the right, and a dim that only broadcasts has length one.
-    """
-    value = value.reshape((1,) * (len(shape) - value.ndim) + value.shape)
-    value = jnp.sum(value, axis=tuple(range(value.ndim - len(shape))))
-    summed = tuple(i for i, length in enumerate(shape) if length == 1)
-    return jnp.sum(value, axis=summed, keepdims=True)
+def _is_array(leaf: Any) -> bool:
+    """Whether `jit` would hide the values of a leaf among a model's arguments."""
+    if isinstance(leaf, np.ndarray):
+        return leaf.dtype.kind in "biufc"
+    return isinstance(leaf, jax.Array)

@@ -1,23 +1,25 @@
 """Finding the diffusion sites of a NumPyro model, and what depends on what."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpyro.distributions as dist
 from jaxtyping import Array
 from numpyro.handlers import seed, substitute, trace
-from numpyro.infer.gibbs import GIBBS_SITES_KWARG
-from numpyro.ops.provenance import eval_provenance
 from numpyro.primitives import Messenger
 
-from numpyro_diffusion.model.likelihood import (
+from numpyro_diffusion.model.messengers import (
     Placeholder,
+    is_improper,
     is_marked,
     prior_sites,
     unwrapped,
 )
+from numpyro_diffusion.model.private import GIBBS_SITES_KWARG, eval_provenance
 from numpyro_diffusion.prior import DiffusionPrior
+from numpyro_diffusion.reverse.joint import JointReverse
 
 __all__ = [
     "Unobserved",
@@ -28,7 +30,10 @@ __all__ = [
     "diffusion_site",
     "free_followers",
     "is_diffusion_site",
+    "jointly",
     "latent_diffusion_sites",
+    "named_dims",
+    "observed_values",
     "traced",
 ]
 
@@ -69,7 +74,8 @@ def diffusion_site(
     if not found:
         raise ValueError(
             f"{caller}: the model must have a latent diffusion site, that is "
-            'numpyro.sample("x", prior) with a DiffusionPrior, got none.'
+            'numpyro.sample("x", prior) with a DiffusionPrior, got none'
+            f"{_nearly(model, args, kwargs)}."
         )
     if name is None and len(found) > 1:
         raise ValueError(
@@ -84,6 +90,30 @@ def diffusion_site(
     return found[0] if name is None else name
 
 
+def _nearly(model: Callable, args: tuple, kwargs: Mapping[str, Any]) -> str:
+    """What in a model without latent diffusion sites was meant to be one."""
+    for name, msg in traced(model, args, kwargs, {}).items():
+        if msg["type"] != "sample" or msg["is_observed"]:
+            continue
+        if is_diffusion_site(msg):
+            return (
+                f"; {name!r} has a value already, from a handler or because it stands "
+                "inside of numpyro.contrib.control_flow.scan, into which no kernel can "
+                "look: sample all its events before the loop, in a plate"
+            )
+        fn = unwrapped(msg["fn"])
+        if isinstance(fn, dist.TransformedDistribution) and isinstance(
+            unwrapped(fn.base_dist), DiffusionPrior
+        ):
+            return (
+                f"; {name!r} is a TransformedDistribution of one: sample the prior itself "
+                "and transform its value in the model, or wrap the model in "
+                f'handlers.reparam(config={{"{name}": TransformReparam()}}), whose '
+                f'"{name}_base" is a diffusion site'
+            )
+    return ""
+
+
 def traced(
     model: Callable,
     args: tuple,
@@ -93,10 +123,13 @@ def traced(
 ) -> dict[str, Any]:
     """Trace a model at given values; diffusion sites without one hold zeros.
 
-    Everything else is drawn, with a fixed key by default. No reverse chain is run.
+    Everything else is drawn, with a fixed key by default, or holds some value of its
+    support if it has no law to draw from. No reverse chain is run.
     """
     substituted = substitute(model, data=dict(values))
-    no_chain = Placeholder(substituted, is_diffusion_site)
+    no_chain = Placeholder(
+        substituted, lambda msg: is_diffusion_site(msg) or is_improper(msg)
+    )
     seeded = seed(no_chain, jax.random.key(0) if key is None else key)
     return trace(seeded).get_trace(*args, **kwargs)
 
@@ -184,6 +217,35 @@ def check_marked_prior(
             )
 
 
+def observed_values(sites: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of the observed sites of a trace."""
+    return {
+        name: msg["value"]
+        for name, msg in sites.items()
+        if msg["type"] == "sample" and msg["is_observed"]
+    }
+
+
+def named_dims(sites: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Names of the dimensions of the sites of a trace, as ArviZ takes them.
+
+    Those of plates are called like the plates, those of events as the site's
+    `infer={"event_dims": ...}` says, and others like the site, with a number.
+    """
+    found = {}
+    for name, msg in sites.items():
+        if msg["type"] == "sample":
+            names = [f"{name}_dim_{i}" for i in range(jnp.ndim(msg["value"]))]
+            num_batch = len(names) - msg["fn"].event_dim
+            for frame in msg["cond_indep_stack"]:
+                names[num_batch + frame.dim] = frame.name
+            of_event = msg["infer"].get("event_dims", [])
+            if len(of_event) == msg["fn"].event_dim:
+                names[num_batch:] = of_event
+            found[name] = names
+    return found
+
+
 def deterministics_too(
     model: Callable, args: tuple, kwargs: dict[str, Any]
 ) -> Callable[[dict[str, Array]], dict[str, Array]]:
@@ -249,3 +311,27 @@ def free_followers(
                 "infer.ParticleGibbs beside NUTS."
             )
     return frozenset(followers)
+
+
+def jointly(
+    priors: Sequence[DiffusionPrior], shapes: Sequence[tuple[int, ...]]
+) -> JointReverse:
+    """The reverse process of several sites' priors, side by side.
+
+    Args:
+        priors: The prior of each site.
+        shapes: The shape of each site.
+
+    Raises:
+        TypeError: A prior is over bits.
+        ValueError: The priors' numbers of steps differ.
+    """
+    steps = [prior.num_steps for prior in priors]
+    if len(set(steps)) > 1:
+        raise ValueError(
+            "JointReverse: all priors must have the same num_steps to move jointly, "
+            f"got {steps}; build them anew as DiffusionPrior(prior.reverse, "
+            "prior.event_shape, num_steps)."
+        )
+    events = [prior.event_shape for prior in priors]
+    return JointReverse([prior.reverse for prior in priors], events, shapes)

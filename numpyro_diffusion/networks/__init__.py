@@ -2,14 +2,12 @@
 
 Nothing in here knows what diffusion is: a network takes an event and a time in
 [0, 1] and returns an array of the event's shape. Any other callable with that
-signature does as well. The networks of `paper2015` may also return several numbers for
-each entry of the event.
+signature does as well.
 """
 
-import numpyro_diffusion.paper2015.networks as paper2015
 from numpyro_diffusion.networks.conv import Conv
 from numpyro_diffusion.networks.mlp import MLP
 from numpyro_diffusion.networks.time_embedding import TimeEmbedding
 from numpyro_diffusion.networks.unet import UNet
 
-__all__ = ["MLP", "Conv", "TimeEmbedding", "UNet", "paper2015"]
+__all__ = ["MLP", "Conv", "TimeEmbedding", "UNet"]

@@ -5,10 +5,10 @@ its experiments and its Parzen windows.
 """
 
 from numpyro_diffusion.paper2015 import networks, optimum, parzen
-from numpyro_diffusion.paper2015.kernel_reverse import (
+from numpyro_diffusion.paper2015.kernel_reverse import KernelReverse
+from numpyro_diffusion.paper2015.readouts import (
     AbstractReadout,
     BitReadout,
-    KernelReverse,
     PlainBitReadout,
     PrintedReadout,
     ReferenceCodeReadout,

@@ -19,170 +19,37 @@ The last step, from $x_1$ to $x_0$, is that kernel and not learned, unless asked
 Source: Sohl-Dickstein et al. 2015, section 2.2, table App.1, appendix B.2 and eq. 62-65.
 """  # noqa: E501
 
-import abc
 from collections.abc import Callable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpyro.distributions as dist
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num
 
 from numpyro_diffusion.forward import (
     AbstractForward,
-    BernoulliForward,
-    GaussianForward,
-    bernoulli_of_log_odds,
-    factorised_normal,
-)
-from numpyro_diffusion.reverse import (
-    AbstractReverse,
-    DenoisingError,
-    ReverseStep,
     as_float,
 )
+from numpyro_diffusion.paper2015.readouts import (
+    AbstractReadout,
+    BitReadout,
+    SquareRootReadout,
+    is_of_bits,
+)
+from numpyro_diffusion.reverse import (
+    AbstractTrainableReverse,
+    DenoisingError,
+    ReverseStep,
+    unmeasured,
+)
+from numpyro_diffusion.reverse.predictions import check_unit_variance
 
-__all__ = [
-    "AbstractReadout",
-    "BitReadout",
-    "KernelReverse",
-    "PlainBitReadout",
-    "PrintedReadout",
-    "ReferenceCodeReadout",
-    "SquareRootReadout",
-    "check_num_steps",
-]
-
-
-class AbstractReadout(eqx.Module):
-    """What a network's coefficients say about one step."""
-
-    @abc.abstractmethod
-    def law(
-        self,
-        coefficients: Float[Array, "..."],
-        kernel: dist.Distribution,
-        x_t: Float[Array, "*event"],
-        beta: Float[Array, ""],
-    ) -> dist.Distribution:
-        """The law of x_s given x_t.
-
-        Args:
-            coefficients: What the network returned: shape (2, *event) for Gaussian
-                diffusion (mean and covariance), `event` for bits.
-            kernel: The forward kernel from x_t over the same step.
-            x_t: The noisy event.
-            beta: Share of the signal that the step loses.
-        """
+__all__ = ["KernelReverse"]
 
 
-class SquareRootReadout(AbstractReadout):
-    r"""The paper's readout with $\sqrt{1 - \Sigma}$, which is the kernel at $z = 0$.
-
-    The mean moves by about half of $m \Sigma$. With $m = z^\mu / \sqrt\beta$ that is as
-    much, in widths of the step, at every step, so that all steps learn at one rate;
-    networks with a readout per step represent the same functions without it.
-
-    Attributes:
-        scaled: Whether $m = z^\mu / \sqrt\beta$ or, as in the paper, $m = z^\mu$.
-
-    Source: Sohl-Dickstein et al. 2015, eq. 64-65. The paper prints no root; with it
-    $z^\mu$ is the equilibrium mean of the repeated step, as the text says, and the
-    released code had it in a comment.
-    """
-
-    scaled: bool = eqx.field(static=True, default=True)
-
-    def law(
-        self,
-        coefficients: Float[Array, "..."],
-        kernel: dist.Distribution,
-        x_t: Float[Array, "*event"],
-        beta: Float[Array, ""],
-    ) -> dist.Distribution:
-        z_mean, z_variance = coefficients
-        z_mean = z_mean / jnp.sqrt(beta) if self.scaled else z_mean
-        logit = z_variance + _logit(beta)
-        # The root of 1 - sigmoid(logit), with a gradient also where it vanishes.
-        kept = jnp.exp(0.5 * jax.nn.log_sigmoid(-logit))
-        return factorised_normal((x_t - z_mean) * kept + z_mean, jax.nn.sigmoid(logit))
-
-
-class PrintedReadout(AbstractReadout):
-    r"""Eq. 65 as printed: the mean decays by $1 - \Sigma$, more than the kernel's.
-
-    At $z = 0$ it is not the forward kernel: on data of the terminal law a chain of 1000
-    steps of the released schedule loses 1.104 bits per entry.
-
-    Source: Sohl-Dickstein et al. 2015, eq. 64-65.
-    """
-
-    def law(
-        self,
-        coefficients: Float[Array, "..."],
-        kernel: dist.Distribution,
-        x_t: Float[Array, "*event"],
-        beta: Float[Array, ""],
-    ) -> dist.Distribution:
-        z_mean, z_variance = coefficients
-        logit = z_variance + _logit(beta)
-        mean = (x_t - z_mean) * jax.nn.sigmoid(-logit) + z_mean
-        return factorised_normal(mean, jax.nn.sigmoid(logit))
-
-
-class ReferenceCodeReadout(AbstractReadout):
-    """The released code's readout.
-
-    Attributes:
-        num_steps: Steps T of the chain; the covariance's coefficient is divided by its
-            root.
-
-    Source: Sohl-Dickstein et al. 2015, the released `model.py`.
-    """
-
-    num_steps: int = eqx.field(static=True)
-
-    def law(
-        self,
-        coefficients: Float[Array, "..."],
-        kernel: dist.Distribution,
-        x_t: Float[Array, "*event"],
-        beta: Float[Array, ""],
-    ) -> dist.Distribution:
-        z_mean, z_variance = coefficients
-        mean = kernel.mean + jnp.sqrt(beta) * z_mean
-        variance = jax.nn.sigmoid(z_variance / self.num_steps**0.5 + _logit(beta))
-        return factorised_normal(mean, variance)
-
-
-class BitReadout(AbstractReadout):
-    """Log-odds of a one, beside those that the forward kernel gives."""
-
-    def law(
-        self,
-        coefficients: Float[Array, "..."],
-        kernel: dist.Distribution,
-        x_t: Float[Array, "*event"],
-        beta: Float[Array, ""],
-    ) -> dist.Distribution:
-        return bernoulli_of_log_odds(coefficients + _logit(kernel.mean))
-
-
-class PlainBitReadout(AbstractReadout):
-    """Log-odds of a one: a network with a sigmoid output, as the paper describes it."""
-
-    def law(
-        self,
-        coefficients: Float[Array, "..."],
-        kernel: dist.Distribution,
-        x_t: Float[Array, "*event"],
-        beta: Float[Array, ""],
-    ) -> dist.Distribution:
-        return bernoulli_of_log_odds(coefficients)
-
-
-class KernelReverse(AbstractReverse):
+class KernelReverse(AbstractTrainableReverse):
     r"""A reverse chain of `num_steps` steps, each learned on its own.
 
     It knows the steps of its chain and no others: `step(x_t, t, s)` is meant for
@@ -226,10 +93,9 @@ class KernelReverse(AbstractReverse):
         learned_last_step: bool = False,
         error: DenoisingError | None = None,
     ) -> None:
-        is_gaussian = isinstance(forward, GaussianForward)
         if readout is None:
-            readout = SquareRootReadout() if is_gaussian else BitReadout()
-        if is_gaussian == isinstance(readout, (BitReadout, PlainBitReadout)):
+            readout = BitReadout() if is_of_bits(forward) else SquareRootReadout()
+        if not readout.fits(forward):
             raise TypeError(
                 f"KernelReverse: {type(readout).__name__} does not fit "
                 f"{type(forward).__name__}; BitReadout and PlainBitReadout are for "
@@ -246,41 +112,63 @@ class KernelReverse(AbstractReverse):
         self.learned_last_step = learned_last_step
         self.error = error
 
-    def coefficients_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape that the network must return for events of a shape."""
-        if isinstance(self.forward, GaussianForward):
-            return (2, *event_shape)
-        return event_shape
+    @property
+    def chain_length(self) -> int:
+        return self.num_steps
+
+    @property
+    def learns_last_step(self) -> bool:
+        return self.learned_last_step
+
+    def output_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return self.readout.shape(event_shape)
+
+    def output(self, x_t: Num[Array, "*event"], t: ArrayLike) -> Float[Array, "..."]:
+        x_t = as_float(x_t)
+        return self.network(x_t, jnp.asarray(t, x_t.dtype))
+
+    def check_data(self, caller: str, data: np.ndarray) -> None:
+        self.forward.check(caller, data)
+        if self.forward.values is None:
+            check_unit_variance(caller, data)
+
+    def loss(
+        self, x0: Num[Array, "*event"], x_t: Num[Array, "*event"], t: ArrayLike
+    ) -> Float[Array, ""]:
+        raise NotImplementedError(
+            "KernelReverse: it is trained by the bound of its chain, "
+            f"BoundLoss({self.num_steps}), and has no denoising loss."
+        )
 
     def denoise(
         self, x_t: Num[Array, "*event"], t: ArrayLike
     ) -> Float[Array, "*event"]:
         t = jnp.asarray(t)
-        return self.step(x_t, t, jnp.maximum(t - 1.0 / self.num_steps, 0.0)).x0_hat
+        return self.step(x_t, t=t, s=jnp.maximum(t - 1.0 / self.num_steps, 0.0)).x0_hat
 
-    def denoising_variance(self, t: ArrayLike) -> Float[Array, ""]:
-        if self.error is None:
-            return jnp.zeros(())
-        return self.error(self.forward.schedule, t)
+    def check_variance(self, caller: str) -> None:
+        # The laws have a width of their own, from the readout.
+        if self.error is None and self.forward.takes_variance:
+            raise unmeasured(caller, self)
 
     def step(
-        self, x_t: Num[Array, "*event"], t: ArrayLike, s: ArrayLike
+        self, x_t: Num[Array, "*event"], *, t: ArrayLike, s: ArrayLike
     ) -> ReverseStep:
         x_t, t = as_float(x_t), jnp.asarray(t)
         # No step starts at the data. Guides ask for E[x_0 | x_0] all the same.
         start = jnp.where(t > 0, t, 1.0 / self.num_steps)
-        coefficients = self.network(x_t, start.astype(x_t.dtype))
+        coefficients = self.output(x_t, start)
         x0_hat = jnp.where(t > 0, self._denoised(coefficients, x_t, start), x_t)
-        kernel = self.forward.transition(x_t, s, t)
-        beta = self.forward.schedule.beta(s, t)
+        kernel = self.forward.transition(x_t, s=s, t=t)
+        beta = self.forward.schedule.beta(s=s, t=t)
         learned = self.readout.law(coefficients, kernel, x_t, beta)
         if self.learned_last_step:
             return ReverseStep(x0_hat, learned)
-        if isinstance(self.forward, BernoulliForward):
-            kernel = bernoulli_of_log_odds(_logit(kernel.mean))  # as `learned` is given
         is_last = t < 1.5 / self.num_steps
         law = jax.tree.map(
-            lambda fixed, free: jnp.where(is_last, fixed, free), kernel, learned
+            lambda fixed, free: jnp.where(is_last, fixed, free),
+            self.readout.fixed(kernel),
+            learned,
         )
         return ReverseStep(x0_hat, law)
 
@@ -294,35 +182,11 @@ class KernelReverse(AbstractReverse):
         """
         s = jnp.maximum(t - 1.0 / self.num_steps, 0.0)
         kernel, beta = (
-            self.forward.transition(x_t, s, t),
-            self.forward.schedule.beta(s, t),
+            self.forward.transition(x_t, s=s, t=t),
+            self.forward.schedule.beta(s=s, t=t),
         )
         mean = self.readout.law(coefficients, kernel, x_t, beta).mean
-        at_zero = self.forward.posterior(x_t, jnp.zeros_like(x_t), s, t).mean
-        at_one = self.forward.posterior(x_t, jnp.ones_like(x_t), s, t).mean
+        at_zero = self.forward.posterior(x_t, jnp.zeros_like(x_t), s=s, t=t).mean
+        at_one = self.forward.posterior(x_t, jnp.ones_like(x_t), s=s, t=t).mean
         x0_hat = (mean - at_zero) / (at_one - at_zero)
-        if isinstance(self.forward, BernoulliForward):
-            return jnp.clip(x0_hat, 0.0, 1.0)
-        return x0_hat
-
-
-def check_num_steps(caller: str, reverse: AbstractReverse, num_steps: int) -> None:
-    """Refuse to run a `KernelReverse` on a grid that is not its own.
-
-    Args:
-        caller: Who asks, for the error.
-        reverse: Any reverse process; others run on any grid.
-        num_steps: Steps of the chain that is to run.
-
-    Raises:
-        ValueError: `reverse` is a `KernelReverse` of another number of steps.
-    """
-    if isinstance(reverse, KernelReverse) and num_steps != reverse.num_steps:
-        raise ValueError(
-            f"{caller}: num_steps must be that of the KernelReverse, "
-            f"{reverse.num_steps}, got {num_steps}."
-        )
-
-
-def _logit(p: ArrayLike) -> Float[Array, "..."]:
-    return jnp.log(p) - jnp.log1p(-jnp.asarray(p))
+        return jnp.clip(x0_hat, 0.0, 1.0) if is_of_bits(self.forward) else x0_hat

@@ -3,9 +3,10 @@
 from numpyro_diffusion.reverse import analytic
 from numpyro_diffusion.reverse.base import (
     AbstractReverse,
+    AbstractTrainableReverse,
     DenoisingError,
     ReverseStep,
-    as_float,
+    unmeasured,
 )
 from numpyro_diffusion.reverse.denoising import DenoisingReverse
 from numpyro_diffusion.reverse.predictions import (
@@ -18,6 +19,7 @@ from numpyro_diffusion.reverse.predictions import (
 __all__ = [
     "AbstractPrediction",
     "AbstractReverse",
+    "AbstractTrainableReverse",
     "DataPrediction",
     "DenoisingError",
     "DenoisingReverse",
@@ -25,5 +27,5 @@ __all__ = [
     "ReverseStep",
     "VelocityPrediction",
     "analytic",
-    "as_float",
+    "unmeasured",
 ]

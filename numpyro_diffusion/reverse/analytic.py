@@ -8,6 +8,9 @@ of steps, up to what the schedule leaves of the signal at t = 1.
 Events are vectors, of shape (dim,).
 """
 
+from typing import Any
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
@@ -18,6 +21,8 @@ from numpyro_diffusion.forward import BernoulliForward, GaussianForward
 from numpyro_diffusion.reverse.base import AbstractReverse, ReverseStep
 
 __all__ = ["BinaryPatternsReverse", "GaussianReverse", "MixtureReverse"]
+
+_GAUSSIAN_FIELDS = ("forward", "mean", "eigenvalues", "eigenvectors")
 
 
 class GaussianReverse(AbstractReverse):
@@ -52,6 +57,22 @@ class GaussianReverse(AbstractReverse):
                 f"eigenvalue is {float(self.eigenvalues[0])}."
             )
 
+    def to_config(self) -> dict[str, Any]:
+        """What `save` keeps: the covariance as it is held, by its eigenvectors."""
+        return {name: getattr(self, name) for name in _GAUSSIAN_FIELDS}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "GaussianReverse":
+        """The inverse of `to_config`, for `load`.
+
+        To the last bit: a covariance multiplied out and taken apart again would be
+        rounded, and one that is nearly singular might not be positive definite any more.
+        """
+        forward, mean, *spectrum = (config[name] for name in _GAUSSIAN_FIELDS)
+        white = cls(forward, mean, jnp.eye(len(mean)))
+        where = lambda reverse: (reverse.eigenvalues, reverse.eigenvectors)
+        return eqx.tree_at(where, white, tuple(spectrum))
+
     def marginal(self, t: ArrayLike) -> dist.Distribution:
         """The exact law of x_t; at `t = 0` the law of the data."""
         kept, noise = self.forward.schedule.alpha_bar(t), self.forward.schedule.noise(t)
@@ -69,8 +90,10 @@ class GaussianReverse(AbstractReverse):
     def denoising_variance(self, t: ArrayLike) -> Float[Array, ""]:
         return jnp.mean(self._denoising_eigenvalues(t))
 
-    def step(self, x_t: Num[Array, " dim"], t: ArrayLike, s: ArrayLike) -> ReverseStep:
-        on_x0, on_x_t, variance = self.forward.bridge_coefficients(s, t)
+    def step(
+        self, x_t: Num[Array, " dim"], *, t: ArrayLike, s: ArrayLike
+    ) -> ReverseStep:
+        on_x0, on_x_t, variance = self.forward.bridge_coefficients(s=s, t=t)
         spectrum = variance + on_x0**2 * self._denoising_eigenvalues(t)
         x0_hat = self.denoise(x_t, t)
         law = dist.MultivariateNormal(
@@ -123,8 +146,10 @@ class MixtureReverse(AbstractReverse):
         within = self.scales**2 * noise / self._variances(t)
         return jnp.mean(self.weights @ within)
 
-    def step(self, x_t: Num[Array, " dim"], t: ArrayLike, s: ArrayLike) -> ReverseStep:
-        on_x0, on_x_t, variance = self.forward.bridge_coefficients(s, t)
+    def step(
+        self, x_t: Num[Array, " dim"], *, t: ArrayLike, s: ArrayLike
+    ) -> ReverseStep:
+        on_x0, on_x_t, variance = self.forward.bridge_coefficients(s=s, t=t)
         log_weights, means, variances = self._given(x_t, t)
         law = _mixture(
             log_weights,
@@ -174,9 +199,11 @@ class BinaryPatternsReverse(AbstractReverse):
         mean = self.weights @ self.patterns
         return jnp.mean(mean * (1.0 - mean)) * self.forward.schedule.noise(t)
 
-    def step(self, x_t: Num[Array, " dim"], t: ArrayLike, s: ArrayLike) -> ReverseStep:
+    def step(
+        self, x_t: Num[Array, " dim"], *, t: ArrayLike, s: ArrayLike
+    ) -> ReverseStep:
         def bridge(pattern: Array) -> Array:
-            law = self.forward.posterior(x_t, pattern, s, t)
+            law = self.forward.posterior(x_t, pattern, s=s, t=t)
             return law.mean
 
         log_weights = self._log_weights(x_t, t)

@@ -17,58 +17,38 @@ arXiv:2201.06503, theorem 1). `fit` measures $r^2$ on held-out data.
 """
 
 import abc
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float, Num, PyTree
 
 from numpyro_diffusion.forward import AbstractForward
 from numpyro_diffusion.schedules import AbstractSchedule
 
-__all__ = ["AbstractReverse", "DenoisingError", "ReverseStep", "as_float"]
+__all__ = [
+    "AbstractReverse",
+    "AbstractTrainableReverse",
+    "DenoisingError",
+    "ReverseStep",
+    "unmeasured",
+]
 
 
 class ReverseStep(NamedTuple):
     """What one evaluation of a reverse process says.
 
     Attributes:
-        x0_hat: E[x_0 | x_t], of the event's shape.
+        x0_hat: E[x_0 | x_t], of the forward process's `mean_shape`.
         law: p(x_s | x_t), of the event's shape.
     """
 
-    x0_hat: Float[Array, "*event"]
+    x0_hat: Float[Array, "..."]
     law: dist.Distribution
-
-
-class AbstractReverse(eqx.Module):
-    """A reverse process on one event: noise back to data."""
-
-    forward: eqx.AbstractVar[AbstractForward]
-
-    @abc.abstractmethod
-    def denoise(
-        self, x_t: Num[Array, "*event"], t: ArrayLike
-    ) -> Float[Array, "*event"]:
-        """The mean of x_0 given x_t; a probability per entry for bits."""
-
-    @abc.abstractmethod
-    def denoising_variance(self, t: ArrayLike) -> Float[Array, ""]:
-        """Mean over entries and events of the variance of x_0 given x_t, at time `t`."""
-
-    @abc.abstractmethod
-    def step(
-        self, x_t: Num[Array, "*event"], t: ArrayLike, s: ArrayLike
-    ) -> ReverseStep:
-        """E[x_0 | x_t] and the law p(x_s | x_t) for `s < t`, at the cost of one."""
-
-    def transition(
-        self, x_t: Num[Array, "*event"], t: ArrayLike, s: ArrayLike
-    ) -> dist.Distribution:
-        """The law p(x_s | x_t) for `s < t`, with the event's shape."""
-        return self.step(x_t, t, s).law
 
 
 class DenoisingError(eqx.Module):
@@ -90,6 +70,165 @@ class DenoisingError(eqx.Module):
         return schedule.noise(t) * jnp.interp(jnp.asarray(t), self.times, ratios)
 
 
-def as_float(x: Num[Array, "*event"]) -> Float[Array, "*event"]:
-    """`x` in a floating type: bits are integers as samples, floats to networks."""
-    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(float)
+class AbstractReverse(eqx.Module):
+    """A reverse process on one event: noise back to data.
+
+    One of one's own has `forward`, `denoise` and `denoising_variance`; from these follow
+    a law for each step and everything above. `law_given` is where its steps differ from
+    the averaged bridge, as DDIM's do; `step` where the exact law is known.
+    """
+
+    forward: eqx.AbstractVar[AbstractForward]
+
+    @abc.abstractmethod
+    def denoise(self, x_t: Num[Array, "*event"], t: ArrayLike) -> Float[Array, "..."]:
+        """The mean of x_0 given x_t, of the forward process's `mean_shape`."""
+
+    @abc.abstractmethod
+    def denoising_variance(self, t: ArrayLike) -> Float[Array, ""]:
+        """Mean over entries and events of the variance of x_0 given x_t, at time `t`."""
+
+    def law_given(
+        self,
+        x_t: Num[Array, "*event"],
+        x0_hat: Float[Array, "..."],
+        *,
+        t: ArrayLike,
+        s: ArrayLike,
+        variance: Float[Array, "..."] | None = None,
+    ) -> dist.Distribution:
+        """The law of x_s given x_t, were `x0_hat` the mean of x_0.
+
+        With `denoise(x_t, t)` for `x0_hat` it is the process's own step; with another
+        guess, which knows the data, a guided one.
+
+        Args:
+            x_t: The noisy event.
+            x0_hat: The mean of x_0, of the forward process's `mean_shape`.
+            t: The time of `x_t`.
+            s: The earlier (cleaner) time.
+            variance: Variance of x_0 about this mean, one number or one per entry; by
+                default `denoising_variance(t)`.
+        """
+        variance = self.denoising_variance(t) if variance is None else variance
+        return self.forward.averaged_posterior(x_t, x0_hat, variance, s=s, t=t)
+
+    def step(
+        self, x_t: Num[Array, "*event"], *, t: ArrayLike, s: ArrayLike
+    ) -> ReverseStep:
+        """E[x_0 | x_t] and the law p(x_s | x_t) for `s < t`, at the cost of one."""
+        x0_hat = self.denoise(x_t, t)
+        return ReverseStep(x0_hat, self.law_given(x_t, x0_hat, t=t, s=s))
+
+    def transition(
+        self, x_t: Num[Array, "*event"], *, t: ArrayLike, s: ArrayLike
+    ) -> dist.Distribution:
+        """The law p(x_s | x_t) for `s < t`, with the event's shape."""
+        return self.step(x_t, t=t, s=s).law
+
+    @property
+    def chain_length(self) -> int | None:
+        """Steps of the one uniform grid that this process knows; None if it knows all."""
+        return None
+
+    @property
+    def learns_last_step(self) -> bool:
+        """Whether the step to t = 0 is the process's own and not the fixed edge step."""
+        return True
+
+    def check_grid(self, caller: str, num_steps: int) -> None:
+        """Refuse a chain that is not this process's.
+
+        Args:
+            caller: Who asks, for the error.
+            num_steps: Steps of the uniform grid that is to run.
+
+        Raises:
+            ValueError: The process knows one chain only, of another number of steps.
+        """
+        if self.chain_length is not None and num_steps != self.chain_length:
+            raise ValueError(
+                f"{caller}: num_steps must be that of the {type(self).__name__}, "
+                f"{self.chain_length}, got {num_steps}."
+            )
+
+    def check_width(self, caller: str) -> None:
+        """Refuse a method that weighs by the densities of steps that have no width.
+
+        Args:
+            caller: Who asks, for the error.
+
+        Raises:
+            ValueError: The step to t = 0 is known to have none.
+        """
+
+    def check_variance(self, caller: str) -> None:
+        """Refuse a method that reads `denoising_variance` where it is not known.
+
+        Args:
+            caller: Who asks, for the error.
+
+        Raises:
+            ValueError: It stands at zero because nobody has measured it.
+        """
+
+
+class AbstractTrainableReverse(AbstractReverse):
+    """A reverse process with a network, which `fit` can train.
+
+    Attributes:
+        network: What is trained: every floating array in it.
+        error: Measured denoising error, or None before it was measured.
+    """
+
+    network: eqx.AbstractVar[Any]
+    error: eqx.AbstractVar[DenoisingError | None]
+
+    @abc.abstractmethod
+    def loss(
+        self, x0: Num[Array, "*event"], x_t: Num[Array, "*event"], t: ArrayLike
+    ) -> Float[Array, ""]:
+        """Denoising loss of one event at one noise level, a mean over its entries.
+
+        Raises:
+            NotImplementedError: The process is trained by a bound alone.
+        """
+
+    @abc.abstractmethod
+    def output(self, x_t: Num[Array, "*event"], t: ArrayLike) -> Float[Array, "..."]:
+        """What the network says at (x_t, t)."""
+
+    def output_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape that `output` must have for events of a shape."""
+        return self.forward.mean_shape(event_shape)
+
+    def denoising_variance(self, t: ArrayLike) -> Float[Array, ""]:
+        if self.error is None:
+            return jnp.zeros(())
+        return self.error(self.forward.schedule, t)
+
+    def check_data(self, caller: str, data: np.ndarray) -> None:
+        """Refuse data that the process cannot learn from: see `AbstractForward.check`."""
+        self.forward.check(caller, data)
+
+    def trainable(self) -> PyTree[bool]:
+        """Which leaves are trained: a tree of this process's structure."""
+        nothing = jax.tree.map(lambda _: False, self)
+        trained = jax.tree.map(eqx.is_inexact_array, self.network)
+        return eqx.tree_at(lambda r: r.network, nothing, trained)
+
+    def with_error(self, error: DenoisingError | None) -> "AbstractTrainableReverse":
+        """A copy with this measured denoising error."""
+        is_leaf = lambda leaf: leaf is None
+        return eqx.tree_at(lambda r: r.error, self, error, is_leaf=is_leaf)
+
+
+def unmeasured(caller: str, reverse: AbstractReverse) -> ValueError:
+    """The error of a reverse process whose denoising error was never measured."""
+    name = type(reverse).__name__
+    return ValueError(
+        f"{caller}: the reverse process must have a measured denoising error, got a {name} "
+        "with error=None, which gives its laws no width near the data. Measure it on data "
+        "like those that the network has learned, error = nd.denoising_error(reverse, "
+        f"data, key=key), and build {name}(..., error=error)."
+    )

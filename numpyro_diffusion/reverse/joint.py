@@ -20,7 +20,6 @@ from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 
 from numpyro_diffusion.forward import GaussianForward
-from numpyro_diffusion.prior import DiffusionPrior
 from numpyro_diffusion.reverse.base import AbstractReverse, ReverseStep
 from numpyro_diffusion.schedules import AbstractSchedule
 
@@ -31,13 +30,13 @@ class JointReverse(AbstractReverse):
     """The reverse process of independent Gaussian diffusion priors, side by side.
 
     Args:
-        priors: The prior of each site.
-        shapes: The shape of each site, which ends in its prior's event shape; what comes
-            before counts copies.
+        parts: The reverse process of each site.
+        event_shapes: The shape of one event of each.
+        shapes: The shape of each site, which ends in its event's shape; what comes before
+            counts copies.
 
     Raises:
-        TypeError: A prior is over bits.
-        ValueError: The priors' numbers of steps differ.
+        TypeError: A process is not over real numbers.
     """
 
     forward: GaussianForward
@@ -46,25 +45,21 @@ class JointReverse(AbstractReverse):
     copies: tuple[tuple[int, ...], ...] = eqx.field(static=True)
 
     def __init__(
-        self, priors: Sequence[DiffusionPrior], shapes: Sequence[tuple[int, ...]]
+        self,
+        parts: Sequence[AbstractReverse],
+        event_shapes: Sequence[tuple[int, ...]],
+        shapes: Sequence[tuple[int, ...]],
     ) -> None:
-        if not all(prior.is_continuous for prior in priors):
+        if any(part.forward.values is not None for part in parts):
             raise TypeError(
                 "JointReverse: all priors must be over real numbers to move jointly, got "
                 "bits; use one infer.ParticleGibbs block for each site."
             )
-        steps = [prior.num_steps for prior in priors]
-        if len(set(steps)) > 1:
-            raise ValueError(
-                "JointReverse: all priors must have the same num_steps to move jointly, "
-                f"got {steps}; build them anew as DiffusionPrior(prior.reverse, "
-                "prior.event_shape, num_steps)."
-            )
-        self.parts = tuple(prior.reverse for prior in priors)
+        self.parts = tuple(parts)
         self.shapes = tuple(shapes)
         self.copies = tuple(
-            (math.prod(shape) // math.prod(prior.event_shape), *prior.event_shape)
-            for prior, shape in zip(priors, shapes, strict=True)
+            (math.prod(shape) // math.prod(event), *event)
+            for event, shape in zip(event_shapes, shapes, strict=True)
         )
         schedules = tuple(part.forward.schedule for part in self.parts)
         self.forward = GaussianForward(_PerEntry(schedules, self._sizes))
@@ -93,10 +88,18 @@ class JointReverse(AbstractReverse):
         variances = [part.denoising_variance(t) for part in self.parts]
         return _repeated(variances, self._sizes)
 
+    def check_width(self, caller: str) -> None:
+        for part in self.parts:
+            part.check_width(caller)
+
+    def check_variance(self, caller: str) -> None:
+        for part in self.parts:
+            part.check_variance(caller)
+
     def step(
-        self, x_t: Float[Array, " size"], t: ArrayLike, s: ArrayLike
+        self, x_t: Float[Array, " size"], *, t: ArrayLike, s: ArrayLike
     ) -> ReverseStep:
-        steps = self._of_parts(lambda part, x: part.step(x, t, s), x_t)
+        steps = self._of_parts(lambda part, x: part.step(x, t=t, s=s), x_t)
         laws = tuple(step.law for step in steps)
         return ReverseStep(
             self.joined([step.x0_hat for step in steps]),

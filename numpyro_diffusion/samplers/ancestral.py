@@ -3,26 +3,92 @@
 The loop is one compiled `lax.scan`, whatever the number of steps.
 """
 
+from collections.abc import Sequence
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Num
 
+from numpyro_diffusion.checks import checked_num_steps
 from numpyro_diffusion.reverse import AbstractReverse
+from numpyro_diffusion.samplers.base import AbstractSampler
+from numpyro_diffusion.schedules import uniform_grid
 
-__all__ = ["ancestral_sample"]
+__all__ = ["Ancestral", "ancestral_sample"]
+
+
+class Ancestral(AbstractSampler):
+    """The reverse chain itself: each step is drawn from p(x_s | x_t).
+
+    Args:
+        num_steps: Steps of the uniform grid, times k / num_steps.
+        times: Another grid, in place of `num_steps`: increasing times from 0 to 1.
+
+    Raises:
+        ValueError: `num_steps` is not a positive integer, or `times` do not increase from
+            0 to 1, or do not fit `num_steps` where both are given.
+
+    Error: as `ancestral_sample`.
+
+    Source: Sohl-Dickstein et al. 2015, eq. 4-5.
+    """
+
+    num_steps: int = eqx.field(static=True)
+    times: tuple[float, ...] | None = eqx.field(static=True)
+
+    def __init__(
+        self, num_steps: int | None = None, times: Sequence[float] | None = None
+    ) -> None:
+        if times is not None:
+            times = _checked_times(times)
+            num_steps = len(times) - 1 if num_steps is None else num_steps
+        self.num_steps = checked_num_steps("Ancestral", num_steps)
+        self.times = times
+        if times is not None and len(times) != self.num_steps + 1:
+            raise ValueError(
+                f"Ancestral: num_steps must be left out where times are given, or be "
+                f"{len(times) - 1}, got {num_steps}."
+            )
+
+    @property
+    def grid(self) -> Float[Array, " num_times"]:
+        return (
+            uniform_grid(self.num_steps)
+            if self.times is None
+            else jnp.array(self.times)
+        )
+
+    @property
+    def is_chain(self) -> bool:
+        return True
+
+    def sample(
+        self, key: Array, reverse: AbstractReverse, event_shape: tuple[int, ...]
+    ) -> Num[Array, "*event"]:
+        return ancestral_sample(key, reverse, event_shape, self.grid)
+
+    def check(self, caller: str, reverse: AbstractReverse) -> None:
+        reverse.check_grid(caller, self.num_steps)
+        if reverse.chain_length is not None and self.times is not None:
+            raise ValueError(
+                f"{caller}: a {type(reverse).__name__} runs on its own uniform grid; name "
+                "num_steps, not times."
+            )
 
 
 def ancestral_sample(
-    reverse: AbstractReverse,
     key: Array,
+    reverse: AbstractReverse,
     event_shape: tuple[int, ...],
     grid: Float[Array, " num_times"],
 ) -> Num[Array, "*event"]:
     r"""Draw one event by running the reverse chain from noise down a time grid.
 
     Args:
-        reverse: The reverse process.
         key: Random key, used once.
+        reverse: The reverse process.
         event_shape: Shape of one event.
         grid: Increasing times from 0 to 1, `num_steps + 1` of them.
 
@@ -40,7 +106,20 @@ def ancestral_sample(
 
     def step(x_t: Array, inputs: tuple[Array, Array, Array]) -> tuple[Array, None]:
         t, s, step_key = inputs
-        return jnp.asarray(reverse.transition(x_t, t, s).sample(step_key)), None
+        return jnp.asarray(reverse.transition(x_t, t=t, s=s).sample(step_key)), None
 
     x, _ = jax.lax.scan(step, x, (grid[1:], grid[:-1], keys), reverse=True)
     return x
+
+
+def _checked_times(times: Sequence[float]) -> tuple[float, ...]:
+    try:
+        grid = np.asarray(times, float)
+    except (TypeError, ValueError):
+        grid = np.zeros(0)
+    is_long = grid.ndim == 1 and len(grid) > 1
+    if not (
+        is_long and grid[0] == 0.0 and grid[-1] == 1.0 and np.all(np.diff(grid) > 0)
+    ):
+        raise ValueError(f"Ancestral: times must increase from 0 to 1, got {times!r}.")
+    return tuple(grid.tolist())

@@ -12,53 +12,58 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from numpyro_diffusion.prior import DiffusionPrior
+from numpyro_diffusion.reverse import AbstractReverse
 
 __all__ = ["checked_width", "denoised_draw"]
 
 
 def denoised_draw(
-    key: Array, prior: DiffusionPrior, z: Float[Array, "..."], rho: ArrayLike
-) -> Float[Array, "..."]:
+    key: Array,
+    reverse: AbstractReverse,
+    z: Float[Array, "num *event"],
+    rho: ArrayLike,
+    *,
+    grid: Float[Array, " num_times"],
+) -> Float[Array, "num *event"]:
     r"""Draw x given z = x + rho * noise, by the end of the reverse chain.
 
     Args:
         key: Random key, used once.
-        prior: A prior over real numbers.
-        z: Noisy events, shape `(*batch, *event)`.
-        rho: Standard deviation of their noise, in the units of the data.
+        reverse: A reverse process over real numbers.
+        z: Noisy events.
+        rho: Standard deviation of their noise, in the units of the events.
+        grid: Increasing times of the chain, from 0 to 1.
 
     Returns:
-        One draw from $p(x | z)$ for each event, of the shape of `z`.
+        One draw from $p(x | z)$ for each event.
 
-    **Error:** that of the steps of the prior's own chain below the level of `rho`, the
-    first of them cut to start there: none for exact processes, first order in the step for
-    a network. These steps are also the number of network calls.
+    **Error:** that of the steps of the chain below the level of `rho`, the first of them
+    cut to start there: none for exact processes, first order in the step for a network.
+    These steps are also the number of network calls.
     """
-    reverse, num_steps = prior.reverse, prior.num_steps
     schedule = reverse.forward.schedule
     start = schedule.time(jnp.arctan(rho))
-    events = jnp.sqrt(schedule.alpha_bar(start)) * z.reshape(-1, *prior.event_shape)
-    num_left = jnp.ceil(start * num_steps).astype(int)
+    events = jnp.sqrt(schedule.alpha_bar(start)) * z
+    num_left = jnp.searchsorted(grid, start, side="left")
 
     def step(done: Array, x: Array) -> Array:
         last = num_left - done
-        t, s = jnp.minimum(last / num_steps, start), (last - 1) / num_steps
+        t, s = jnp.minimum(grid[last], start), grid[last - 1]
         keys = jax.random.split(jax.random.fold_in(key, done), len(x))
-        one = lambda key, x: jnp.asarray(reverse.transition(x, t, s).sample(key))
+        one = lambda key, x: jnp.asarray(reverse.transition(x, t=t, s=s).sample(key))
         return jax.vmap(one)(keys, x).astype(x.dtype)
 
     # How many steps there are depends on rho: the chain above its level is not run.
-    return jax.lax.fori_loop(0, num_left, step, events).reshape(z.shape)
+    return jax.lax.fori_loop(0, num_left, step, events)
 
 
-def checked_width(prior: DiffusionPrior, rho: Float[Array, ""]) -> Float[Array, ""]:
-    """`rho`, if the noise of the prior's schedule gets as wide.
+def checked_width(reverse: AbstractReverse, rho: Float[Array, ""]) -> Float[Array, ""]:
+    """`rho`, if the noise of the schedule gets as wide.
 
     Raises:
         equinox.EquinoxRuntimeError: It does not.
     """
-    widest = jnp.tan(prior.reverse.forward.schedule.angle(1.0))
+    widest = jnp.tan(reverse.forward.schedule.angle(1.0))
     return eqx.error_if(
         rho,
         # At the tangent's pole rounding may give it the other sign.

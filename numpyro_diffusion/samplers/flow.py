@@ -33,8 +33,9 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
-from numpyro_diffusion.forward import GaussianForward
-from numpyro_diffusion.reverse import AbstractReverse, as_float
+from numpyro_diffusion.checks import checked_num_steps
+from numpyro_diffusion.forward import as_float
+from numpyro_diffusion.reverse import AbstractReverse
 
 __all__ = ["ProbabilityFlow"]
 
@@ -77,10 +78,7 @@ class ProbabilityFlow(eqx.Module):
     data_scale: float = eqx.field(static=True, default=1.0)
 
     def __check_init__(self) -> None:
-        if self.num_steps < 1:
-            raise ValueError(
-                f"ProbabilityFlow: num_steps must be positive, got {self.num_steps}."
-            )
+        checked_num_steps("ProbabilityFlow", self.num_steps)
         if not 0.0 < self.angle_min < math.pi / 2:
             raise ValueError(
                 "ProbabilityFlow: angle_min must lie in (0, pi / 2), got "
@@ -176,7 +174,7 @@ class ProbabilityFlow(eqx.Module):
 
     def _velocity(self, reverse: AbstractReverse) -> Callable[[Array, Array], Array]:
         """The right-hand side in standardised units, as a function of u and its angle."""
-        if not isinstance(reverse.forward, GaussianForward):
+        if reverse.forward.values is not None:
             raise TypeError(
                 "ProbabilityFlow: only Gaussian diffusion has a probability flow, got "
                 f"{type(reverse.forward).__name__}; for bits use "

@@ -48,7 +48,7 @@ def forward_model(
 
     def step(x_s: Array, times: tuple[Array, Array]) -> tuple[Array, Array]:
         s, t = times
-        x_t = numpyro.sample("x_path", forward.transition(x_s, s, t))
+        x_t = numpyro.sample("x_path", forward.transition(x_s, s=s, t=t))
         x_t = jnp.asarray(x_t, x0.dtype)
         return x_t, x_t
 
@@ -87,7 +87,7 @@ def reverse_model(
 
     def step(x_t: Array, times: tuple[Array, Array]) -> tuple[Array, None]:
         t, s = times
-        x_s = numpyro.sample("x_path", reverse.transition(x_t, t, s))
+        x_s = numpyro.sample("x_path", reverse.transition(x_t, t=t, s=s))
         return jnp.asarray(x_s, x.dtype), None
 
     x0, _ = scan(step, x, (grid[:-1], grid[1:]))

@@ -1,6 +1,7 @@
 """From samples to a reverse process."""
 
-from numpyro_diffusion.training.loop import FitResult, denoising_error, fit
+from numpyro_diffusion.training.error import denoising_error
+from numpyro_diffusion.training.loop import FitResult, fit
 from numpyro_diffusion.training.objectives import (
     AbstractObjective,
     BoundLoss,

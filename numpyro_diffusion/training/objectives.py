@@ -1,16 +1,17 @@
 r"""What training minimises.
 
 `DenoisingLoss` is the squared (for bits: cross-entropy) error of the denoiser, averaged
-over noise levels. `BoundLoss` is the 2015 paper's own objective, $-K$, whose gradient
-reaches the network and, if it is a learned one, the schedule: through $x_t$, written as
-a function of the schedule and of noise that does not depend on it, and through every
-entropy.
+over noise levels, which may be weighted. `BoundLoss` is the 2015 paper's own objective,
+$-K$, whose gradient reaches the network and, if it is a learned one, the schedule: through
+$x_t$, written as a function of the schedule and of noise that does not depend on it, and
+through every entropy.
 
 Both average over a batch of events and noise levels spread evenly over it (one uniform
 offset for the whole batch, Kingma et al. 2021, arXiv:2107.00630, appendix I.1).
 """
 
 import abc
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -19,47 +20,105 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Num, PyTree
 
 from numpyro_diffusion.bound import reconstruction, step_kl
-from numpyro_diffusion.paper2015.kernel_reverse import KernelReverse, check_num_steps
-from numpyro_diffusion.reverse import DenoisingReverse, as_float
+from numpyro_diffusion.forward import as_float
+from numpyro_diffusion.reverse import AbstractTrainableReverse
 from numpyro_diffusion.schedules import Learned, uniform_grid
 
 __all__ = ["AbstractObjective", "BoundLoss", "DenoisingLoss"]
 
 
 class AbstractObjective(eqx.Module):
-    """A loss of a reverse process on a batch of events."""
+    """A loss of a reverse process on a batch of events.
+
+    One of one's own says what is trained and returns a number: `fit` differentiates it,
+    averages nothing further and asks nothing else. It may hold arrays and functions; they
+    stay as they are.
+    """
 
     @abc.abstractmethod
     def trainable(self, reverse: Any) -> PyTree[bool]:
-        """Which leaves of the reverse process are trained: a tree of its structure."""
+        """Which leaves of the reverse process are trained: a tree of its structure.
+
+        The process's own `reverse.trainable()` says its network's floating arrays.
+        """
 
     @abc.abstractmethod
     def loss(
         self, reverse: Any, x0: Num[Array, "num *event"], key: Array
     ) -> Float[Array, ""]:
-        """An unbiased estimate of the loss, a mean over the batch."""
+        """An unbiased estimate of the loss, a mean over the batch.
+
+        It is traced once and compiled: a pure function of arrays.
+        """
 
 
 class DenoisingLoss(AbstractObjective):
-    """The loss of the process's prediction at times spread evenly in (0, 1]."""
+    r"""The loss of the process's prediction, averaged over noise levels.
+
+    $E[w(t)\, \ell(t)]$ with $t = \tau(u)$ and $u$ uniform on (0, 1], spread evenly over the
+    batch. Networks that are wrapped to see rescaled inputs, as those of Karras et al. 2022
+    (arXiv:2206.00364, table 1), want both: most of their times at middling noise, and a
+    weight that undoes the scale of the wrapped output.
+
+    Attributes:
+        times: $\tau$, from one number in (0, 1] to a time in (0, 1]; by default itself.
+        weight: $w$, from one time to a number that is not negative; by default one.
+
+    Raises:
+        TypeError: One of them is neither None nor a function.
+        ValueError: At one of 200 evenly spaced numbers `times` leaves (0, 1], or at the
+            time there `weight` is negative or not finite.
+    """
+
+    times: Callable | None = None
+    weight: Callable | None = None
+
+    def __check_init__(self) -> None:
+        for name, function in (("times", self.times), ("weight", self.weight)):
+            if function is not None and not callable(function):
+                raise TypeError(
+                    f"DenoisingLoss: {name} must be a function or None, got {function!r}."
+                )
+        if self.times is None and self.weight is None:
+            return
+        times = self._times(jnp.arange(1, 201) / 200)
+        weights = jnp.ones(()) if self.weight is None else jax.vmap(self.weight)(times)
+        # Not written the other way round: what is no number is inside nothing.
+        if not bool(jnp.all((times > 0.0) & (times <= 1.0))):
+            raise ValueError(
+                "DenoisingLoss: times must lead from (0, 1] to (0, 1], got values from "
+                f"{times.min():.3g} to {times.max():.3g}."
+            )
+        if not bool(jnp.all((weights >= 0.0) & (weights < jnp.inf))):
+            raise ValueError(
+                "DenoisingLoss: weight must be finite and not negative, got values from "
+                f"{weights.min():.3g} to {weights.max():.3g}."
+            )
 
     def trainable(self, reverse: Any) -> PyTree[bool]:
-        return _network_leaves(reverse)
+        return reverse.trainable()
 
     def loss(
-        self, reverse: DenoisingReverse, x0: Num[Array, "num *event"], key: Array
+        self,
+        reverse: AbstractTrainableReverse,
+        x0: Num[Array, "num *event"],
+        key: Array,
     ) -> Float[Array, ""]:
         time_key, noise_key = jax.random.split(key)
         num = len(x0)
         offset = jax.random.uniform(time_key, dtype=as_float(x0).dtype)
         # In (0, 1], for 1 - offset is: the other way round rounding may give t = 0.
-        times = (jnp.arange(num) + (1.0 - offset)) / num
+        times = self._times((jnp.arange(num) + (1.0 - offset)) / num)
 
         def one(x0: Array, t: Array, key: Array) -> Array:
             x_t = jnp.asarray(reverse.forward.marginal(x0, t).sample(key))
-            return reverse.loss(x0, x_t, t)
+            loss = reverse.loss(x0, x_t, t)
+            return loss if self.weight is None else self.weight(t) * loss
 
         return jnp.mean(jax.vmap(one)(x0, times, jax.random.split(noise_key, num)))
+
+    def _times(self, uniforms: Float[Array, " num"]) -> Float[Array, " num"]:
+        return uniforms if self.times is None else jax.vmap(self.times)(uniforms)
 
 
 class BoundLoss(AbstractObjective):
@@ -91,7 +150,7 @@ class BoundLoss(AbstractObjective):
             )
 
     def trainable(self, reverse: Any) -> PyTree[bool]:
-        leaves = _network_leaves(reverse)
+        leaves = reverse.trainable()
         schedule = reverse.forward.schedule
         if not isinstance(schedule, Learned):
             return leaves
@@ -104,7 +163,7 @@ class BoundLoss(AbstractObjective):
     def loss(
         self, reverse: Any, x0: Num[Array, "num *event"], key: Array
     ) -> Float[Array, ""]:
-        check_num_steps("BoundLoss", reverse, self.num_steps)
+        reverse.check_grid("BoundLoss", self.num_steps)
         step_key, noise_key, last_key = jax.random.split(key, 3)
         grid, num = uniform_grid(self.num_steps), len(x0)
         forward = reverse.forward
@@ -114,14 +173,14 @@ class BoundLoss(AbstractObjective):
             noise_key, kl_key = jax.random.split(key)
             t, s = grid[step], grid[step - 1]
             x_t = jnp.asarray(forward.marginal(x0, t).sample(noise_key))
-            return step_kl(reverse, x0, x_t, t, s, kl_key)
+            return step_kl(reverse, x0, x_t, t=t, s=s, key=kl_key)
 
         kls = self._summed_kls(kl, x0, step_key, noise_key)
-        if isinstance(reverse, KernelReverse) and not reverse.learned_last_step:
+        if not reverse.learns_last_step:
             last = -jax.vmap(lambda x: forward.marginal(x, grid[1]).entropy())(x0)
         else:
             keys = jax.random.split(last_key, num)
-            log_prob = lambda x, key: reconstruction(reverse, x, grid[1], key)
+            log_prob = lambda x, key: reconstruction(reverse, x, t=grid[1], key=key)
             last = jax.vmap(log_prob)(x0, keys)
         at_end = jax.vmap(lambda x: forward.marginal(x, grid[-1]).entropy())(x0)
         terminal = forward.terminal(x0.shape[1:]).entropy()
@@ -142,9 +201,3 @@ class BoundLoss(AbstractObjective):
         place = (jnp.arange(num) + offset) / num * num_kls
         steps = 2 + jnp.minimum(jnp.floor(place).astype(int), num_kls - 1)
         return num_kls * jax.vmap(kl)(x0, steps, keys)
-
-
-def _network_leaves(reverse: Any) -> PyTree[bool]:
-    nothing = jax.tree.map(lambda _: False, reverse)
-    trained = jax.tree.map(eqx.is_inexact_array, reverse.network)
-    return eqx.tree_at(lambda r: r.network, nothing, trained)

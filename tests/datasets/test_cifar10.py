@@ -4,16 +4,14 @@ import os
 import pickle
 import pickletools
 import struct
-import sys
 from pathlib import Path
 
 import jax.random as jr
 import numpy as np
 import pytest
 
-from numpyro_diffusion.datasets import DataFileError, Scaling, cifar10
+from numpyro_diffusion.datasets import DataFileError, Scaling, cifar10, cifar10_images
 
-MODULE = sys.modules["numpyro_diffusion.datasets.cifar10"]
 TRAIN = [f"data_batch_{k}" for k in range(1, 6)]
 NAMES = [*TRAIN, "test_batch"]
 
@@ -256,19 +254,19 @@ def test_control_the_usual_reader_would_have_run_it(tmp_path, name):
 
 def test_stand_ins_do_nothing_with_what_they_are_given():
     """What a file can reach: every allowed name, called and given a state."""
-    for module, name in MODULE._STAND_INS:
+    for module, name in cifar10_images._STAND_INS:
         for state in (b"}", b"N}U\x08__code__K\x01s\x86"):
             data = f"c{module}\n{name}\n".encode() + state + b"b."
             with pytest.raises(
                 DataFileError, match=r"batch is not a (whole pickle|batch)"
             ):
-                MODULE._parse_pickle(Path("batch"), b"\x80\x02" + data)
+                cifar10_images._parse_pickle(Path("batch"), b"\x80\x02" + data)
 
 
 def test_bytes_are_stored_as_latin1_only():
     data = pickle.dumps(Evil(__import__("_codecs").encode, "uryyb", "rot13"), 2)
     with pytest.raises(DataFileError, match="must be stored as latin1, got 'rot13'"):
-        MODULE._unpickle(Path("batch"), data)
+        cifar10_images._unpickle(Path("batch"), data)
 
 
 # Checksums
@@ -284,11 +282,13 @@ def test_other_files_are_not_the_published_ones(tmp_path, batches, form):
 @pytest.mark.parametrize("form", ["binary", "python_2"])
 def test_published_files_pass(tmp_path, batches, form, monkeypatch):
     """The checksums of the small files, in the place of the published ones."""
-    assert sorted(MODULE._MD5) == sorted([*NAMES, *(f"{name}.bin" for name in NAMES)])
+    assert sorted(cifar10_images._MD5) == sorted(
+        [*NAMES, *(f"{name}.bin" for name in NAMES)]
+    )
     write(tmp_path, batches, form)
     paths = list(tmp_path.iterdir())
     table = {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in paths}
-    monkeypatch.setattr(MODULE, "_MD5", table)
+    monkeypatch.setattr(cifar10_images, "_MD5", table)
     assert len(cifar10(tmp_path, verify=True).train) == 15
     # control: one changed pixel is seen, which is not seen without checksums
     path = tmp_path / ("test_batch" + FORMATS[form][1])

@@ -41,14 +41,15 @@ def normal(x, mean, variance):
 
 def gaussian_kernel(forward, s, t, x_t):
     """q(x_t | x_s) at one x_t and all x_s of the grid."""
-    law = jax.vmap(lambda x: forward.transition(x, s, t).log_prob(jnp.array([x_t])))
+    law = jax.vmap(lambda x: forward.transition(x, s=s, t=t).log_prob(jnp.array([x_t])))
     return np.exp(np.array(law(jnp.asarray(X)[:, None])))
 
 
 def bit_kernel(forward, s, t, dim=3):
     """P[i, a, b] = q(x_t = b | x_s = a) of bit i."""
     one = [
-        np.array(forward.transition(jnp.full(dim, a), s, t).mean) for a in (0.0, 1.0)
+        np.array(forward.transition(jnp.full(dim, a), s=s, t=t).mean)
+        for a in (0.0, 1.0)
     ]
     return np.stack([np.stack([1.0 - p, p], -1) for p in one], axis=1)
 
@@ -70,7 +71,7 @@ def test_gaussian_kernel_is_stationary_and_in_detailed_balance(schedule, s, t):
         kernel = gaussian_kernel(forward, s, t, y)
         pi_y = normal(y, 0.0, 1.0)
         np.testing.assert_allclose(np.sum(kernel * pi) * DX, pi_y, rtol=1e-12)
-        backward = density(forward.transition(jnp.array([y]), s, t), X)
+        backward = density(forward.transition(jnp.array([y]), s=s, t=t), X)
         np.testing.assert_allclose(kernel * pi, backward * pi_y, atol=1e-13)
 
 
@@ -78,8 +79,8 @@ def test_gaussian_kernel_is_stationary_and_in_detailed_balance(schedule, s, t):
 def test_gaussian_transitions_compose(schedule):
     forward = GaussianForward(schedule)
     s, u, t = 0.15, 0.4, 0.8
-    first = density(forward.transition(jnp.array([0.7]), s, u), X)
-    direct = forward.transition(jnp.array([0.7]), s, t)
+    first = density(forward.transition(jnp.array([0.7]), s=s, t=u), X)
+    direct = forward.transition(jnp.array([0.7]), s=s, t=t)
     for y in (-0.5, 1.1):
         through = np.sum(first * gaussian_kernel(forward, u, t, y)) * DX
         np.testing.assert_allclose(through, density(direct, np.array(y)), rtol=1e-12)
@@ -89,7 +90,10 @@ def test_gaussian_transitions_compose(schedule):
 def test_gaussian_marginal_is_the_transition_from_the_data(schedule):
     forward = GaussianForward(schedule)
     x0 = jnp.array([[0.3, -2.0], [1.0, 0.0]])
-    marginal, transition = forward.marginal(x0, 0.6), forward.transition(x0, 0.0, 0.6)
+    marginal, transition = (
+        forward.marginal(x0, 0.6),
+        forward.transition(x0, s=0.0, t=0.6),
+    )
     assert marginal.event_shape == x0.shape
     assert marginal.batch_shape == ()
     a = float(schedule.alpha_bar(0.6))
@@ -107,7 +111,7 @@ def test_gaussian_posterior_is_bayes(schedule, s, t):
     prior = density(forward.marginal(jnp.array([x0]), s), X)
     joint = prior * gaussian_kernel(forward, s, t, x_t)
     expected = joint / (np.sum(joint) * DX)
-    law = forward.posterior(jnp.array([x_t]), jnp.array([x0]), s, t)
+    law = forward.posterior(jnp.array([x_t]), jnp.array([x0]), s=s, t=t)
     np.testing.assert_allclose(density(law, X), expected, atol=1e-11)
 
 
@@ -115,11 +119,11 @@ def test_gaussian_posterior_is_bayes(schedule, s, t):
 def test_gaussian_posterior_matches_the_reference_codes_precision_form(schedule):
     """Paper's code: precisions of the prior and of the observed step add up."""
     s, t, x0, x_t = 0.3, 0.5, jnp.array([1.5]), jnp.array([-0.2])
-    kept, signal = float(schedule.kept(s, t)), float(schedule.alpha_bar(t))
+    kept, signal = float(schedule.kept(s=s, t=t)), float(schedule.alpha_bar(t))
     cov1, cov2 = 1.0 - signal / kept, (1.0 - kept) / kept
     precision = 1.0 / cov1 + 1.0 / cov2
     mean = (x0 * np.sqrt(signal / kept) / cov1 + x_t / np.sqrt(kept) / cov2) / precision
-    law = GaussianForward(schedule).posterior(x_t, x0, s, t)
+    law = GaussianForward(schedule).posterior(x_t, x0, s=s, t=t)
     np.testing.assert_allclose(law.mean, mean, rtol=1e-12)
     np.testing.assert_allclose(law.variance, 1.0 / precision, rtol=1e-12)
 
@@ -128,7 +132,7 @@ def test_gaussian_posterior_matches_the_reference_codes_precision_form(schedule)
 def test_bridge_of_the_paper_schedule(num_steps):
     """sigma_tilde^2 = (t - 1) / (t (T - t + 1)) and the textbook A and B."""
     forward, grid = GaussianForward(signal_linear()), uniform_grid(num_steps)
-    on_x0, on_x_t, variance = forward.bridge_coefficients(grid[:-1], grid[1:])
+    on_x0, on_x_t, variance = forward.bridge_coefficients(s=grid[:-1], t=grid[1:])
     k = np.arange(1, num_steps + 1)
     kept, left = 1 - 1 / (num_steps - k + 1), 1 - k / num_steps
     before = 1 - (k - 1) / num_steps
@@ -148,24 +152,24 @@ def test_gaussian_averaged_posterior_has_the_moments_of_the_average(schedule):
     points, weights = np.array([[-1.0, 0.5], [2.0, 1.0]]), np.array([0.3, 0.7])
     mean = weights @ points
     variance = weights @ (points - mean) ** 2
-    laws = [forward.posterior(x_t, jnp.asarray(p), s, t) for p in points]
+    laws = [forward.posterior(x_t, jnp.asarray(p), s=s, t=t) for p in points]
     means = np.stack([law.mean for law in laws])
     expected_mean = weights @ means
     expected_var = np.array(laws[0].variance) + weights @ (means - expected_mean) ** 2
     law = forward.averaged_posterior(
-        x_t, jnp.asarray(mean), jnp.asarray(variance), s, t
+        x_t, jnp.asarray(mean), jnp.asarray(variance), s=s, t=t
     )
     np.testing.assert_allclose(law.mean, expected_mean, rtol=1e-13)
     np.testing.assert_allclose(law.variance, expected_var, rtol=1e-13)
-    scalar = forward.averaged_posterior(x_t, jnp.asarray(mean), 0.25, s, t)
-    on_x0, _, bridge = forward.bridge_coefficients(s, t)
+    scalar = forward.averaged_posterior(x_t, jnp.asarray(mean), 0.25, s=s, t=t)
+    on_x0, _, bridge = forward.bridge_coefficients(s=s, t=t)
     np.testing.assert_allclose(scalar.variance, bridge + on_x0**2 * 0.25, rtol=1e-13)
 
 
 def test_gaussian_entropy_and_kl_match_quadrature():
     forward = GaussianForward(cosine())
     q = forward.marginal(jnp.array([0.9]), 0.4)
-    p = forward.transition(jnp.array([-0.3]), 0.1, 0.5)
+    p = forward.transition(jnp.array([-0.3]), s=0.1, t=0.5)
     # density() underflows to zero far out, where x log x is 0 as well
     x = np.linspace(-6.0, 8.0, 4001)
     log_q, log_p = (np.array(law.log_prob(jnp.asarray(x)[:, None])) for law in (q, p))
@@ -234,7 +238,7 @@ def test_bit_transitions_compose_and_start_at_the_marginal(schedule, rate):
     expected = signal * np.array(x0) + (1.0 - signal) * rates(forward)
     np.testing.assert_allclose(forward.marginal(x0, t).mean, expected, rtol=1e-13)
     np.testing.assert_allclose(
-        forward.transition(x0, 0.0, t).mean, expected, rtol=1e-13
+        forward.transition(x0, s=0.0, t=t).mean, expected, rtol=1e-13
     )
 
 
@@ -248,7 +252,7 @@ def test_bit_posterior_is_bayes_by_enumeration(schedule, rate, s, t):
     for x0, x_t in itertools.product(itertools.product((0, 1), repeat=3), repeat=2):
         p = np.array(forward.marginal(jnp.array(x0), s).mean)
         joint = np.stack([1.0 - p, p], -1) * step[bits, :, np.array(x_t)]
-        law = forward.posterior(jnp.array(x_t), jnp.array(x0), s, t)
+        law = forward.posterior(jnp.array(x_t), jnp.array(x0), s=s, t=t)
         np.testing.assert_allclose(law.mean, joint[:, 1] / joint.sum(-1), atol=1e-13)
 
 
@@ -256,9 +260,11 @@ def test_bit_posterior_is_bayes_by_enumeration(schedule, rate, s, t):
 def test_bit_averaged_posterior_is_the_mixture(rate):
     forward, s, t = BernoulliForward(cosine(), rate), 0.3, 0.6
     mean, x_t = jnp.array([0.0, 0.35, 1.0]), jnp.array([1.0, 0.0, 1.0])
-    law = forward.averaged_posterior(x_t, mean, 123.0, s, t)  # the variance is ignored
-    one = np.array(forward.posterior(x_t, jnp.ones(3), s, t).mean)
-    zero = np.array(forward.posterior(x_t, jnp.zeros(3), s, t).mean)
+    law = forward.averaged_posterior(
+        x_t, mean, 123.0, s=s, t=t
+    )  # the variance is ignored
+    one = np.array(forward.posterior(x_t, jnp.ones(3), s=s, t=t).mean)
+    zero = np.array(forward.posterior(x_t, jnp.zeros(3), s=s, t=t).mean)
     np.testing.assert_allclose(law.mean, mean * one + (1 - mean) * zero, rtol=1e-14)
 
 
@@ -282,7 +288,7 @@ def test_bit_evidence_is_the_log_likelihood_ratio(rate):
 def test_bit_entropy_and_kl_match_enumeration():
     forward = BernoulliForward(cosine(), RATES["array"])
     q = forward.marginal(jnp.array([1, 0, 1]), 0.4)
-    p = forward.transition(jnp.array([1, 1, 0]), 0.1, 0.5)
+    p = forward.transition(jnp.array([1, 1, 0]), s=0.1, t=0.5)
     q1, p1 = np.array(q.mean), np.array(p.mean)
     entropy = kl = 0.0
     for x in itertools.product((0, 1), repeat=3):
@@ -365,13 +371,13 @@ def test_gaussian_ends_are_exact(schedule, dtype):
     forward = GaussianForward(schedule)
     x0, x_t = jnp.array([0.3, -2.0], dtype), jnp.array([1.0, 0.5], dtype)
     zero, half = jnp.zeros((), dtype), jnp.asarray(0.5, dtype)
-    at_data = forward.posterior(x_t, x0, zero, half)
+    at_data = forward.posterior(x_t, x0, s=zero, t=half)
     np.testing.assert_array_equal(at_data.mean, x0)
     np.testing.assert_array_equal(at_data.variance, 0.0)
     np.testing.assert_array_equal(forward.marginal(x0, zero).mean, x0)
     assert at_data.mean.dtype == dtype
     np.testing.assert_array_equal(at_data.sample(jax.random.key(0)), x0)
-    assert [float(c) for c in forward.bridge_coefficients(zero, half)] == [
+    assert [float(c) for c in forward.bridge_coefficients(s=zero, t=half)] == [
         1.0,
         0.0,
         0.0,
@@ -385,19 +391,19 @@ def test_the_last_step_forgets_everything(schedule, dtype):
     s, t = jnp.asarray(0.75, dtype), jnp.ones((), dtype)
     gaussian = GaussianForward(schedule)
     x, y = jnp.array([2.0, -1.0], dtype), jnp.array([0.3, 0.6], dtype)
-    law = gaussian.transition(x, s, t)
+    law = gaussian.transition(x, s=s, t=t)
     np.testing.assert_array_equal(law.mean, 0.0)
     np.testing.assert_array_equal(law.variance, 1.0)
-    posterior, marginal = gaussian.posterior(y, x, s, t), gaussian.marginal(x, s)
+    posterior, marginal = gaussian.posterior(y, x, s=s, t=t), gaussian.marginal(x, s)
     np.testing.assert_allclose(posterior.mean, marginal.mean, rtol=1e-6)
     np.testing.assert_allclose(posterior.variance, marginal.variance, rtol=1e-6)
     bits = BernoulliForward(schedule, 0.2)
     x0, x_t = jnp.array([1.0, 0.0], dtype), jnp.array([0.0, 1.0], dtype)
-    np.testing.assert_allclose(bits.transition(x0, s, t).mean, 0.2, rtol=1e-7)
+    np.testing.assert_allclose(bits.transition(x0, s=s, t=t).mean, 0.2, rtol=1e-7)
     np.testing.assert_allclose(
-        bits.posterior(x_t, x0, s, t).mean, bits.marginal(x0, s).mean, rtol=1e-6
+        bits.posterior(x_t, x0, s=s, t=t).mean, bits.marginal(x0, s).mean, rtol=1e-6
     )
-    np.testing.assert_array_equal(bits.posterior(x_t, x0, 0.0 * s, t).mean, x0)
+    np.testing.assert_array_equal(bits.posterior(x_t, x0, s=0.0 * s, t=t).mean, x0)
 
 
 def test_certain_bits_have_no_entropy():
@@ -413,19 +419,19 @@ def test_gradients_of_the_laws_are_finite_at_both_ends(s, t):
     x = jnp.array([0.5, -0.5])
 
     def mean(x0, x_t):
-        law = gaussian.posterior(x_t, x0, s, t)
+        law = gaussian.posterior(x_t, x0, s=s, t=t)
         return jnp.sum(law.mean + law.variance)
 
     grads = jax.grad(mean, (0, 1))(x, x)
-    on_x0, on_x_t, _ = gaussian.bridge_coefficients(s, t)
+    on_x0, on_x_t, _ = gaussian.bridge_coefficients(s=s, t=t)
     np.testing.assert_allclose(grads[0], on_x0, rtol=1e-12)
     np.testing.assert_allclose(grads[1], on_x_t, rtol=1e-12, atol=1e-15)
     bits = BernoulliForward(signal_linear(), 0.2)
     x_t = jnp.array([1.0, 0.0])
 
     def kl(guess):
-        q = bits.posterior(x_t, jnp.array([1.0, 0.0]), s, t)
-        return bits.kl(q, bits.averaged_posterior(x_t, guess, 0.0, s, t))
+        q = bits.posterior(x_t, jnp.array([1.0, 0.0]), s=s, t=t)
+        return bits.kl(q, bits.averaged_posterior(x_t, guess, 0.0, s=s, t=t))
 
     assert np.all(np.isfinite(jax.grad(kl)(jnp.array([0.6, 0.3]))))
 
@@ -441,7 +447,7 @@ def test_single_precision_agrees_with_double(kind):
 
     def summary(dtype, s, t):
         s, t, a, b = (jnp.asarray(v, dtype) for v in (s, t, x0, x_t))
-        law, other = forward.posterior(b, a, s, t), forward.transition(b, s, t)
+        law, other = forward.posterior(b, a, s=s, t=t), forward.transition(b, s=s, t=t)
         out = jnp.concatenate([law.mean, law.variance, other.mean, other.variance])
         return out, forward.kl(law, forward.marginal(a, s))
 

@@ -27,18 +27,18 @@ def linear(x):
 
 def stepped(x_t, best=BEST):
     zeta = 0.7
-    return g.DPS(best, zeta * SIGMA).step(REVERSE, linear, x_t, 0.5, 0.4)
+    return g.DPS(best, zeta * SIGMA).step(REVERSE, linear, x_t, t=0.5, s=0.4)
 
 
 def test_the_step_is_the_papers(getkey):
     x_t = jr.normal(getkey(), (1, 1, 3))
     norm = lambda x: jnp.linalg.norm(Y - OPERATOR @ REVERSE.denoise(x, 0.5))
     mean, _ = law_moments(stepped(x_t).proposal)
-    expected = REVERSE.transition(x_t[0, 0], 0.5, 0.4).mean
+    expected = REVERSE.transition(x_t[0, 0], t=0.5, s=0.4).mean
     expected -= 0.7 * jax.grad(norm)(x_t[0, 0])
     np.testing.assert_allclose(mean, expected, rtol=1e-12)
     squared = lambda x: norm(x) ** 2  # the control: the square is another method
-    wrong = REVERSE.transition(x_t[0, 0], 0.5, 0.4).mean
+    wrong = REVERSE.transition(x_t[0, 0], t=0.5, s=0.4).mean
     wrong -= 0.7 * jax.grad(squared)(x_t[0, 0])
     assert jnp.max(jnp.abs(mean - wrong)) > 0.01
 
@@ -76,7 +76,7 @@ def test_a_best_that_fits_no_problem_is_refused(shape, getkey):
 
 def test_a_perfect_fit_may_be_off_by_its_rounding():
     flat = lambda x: jnp.full(len(x), BEST * (1.0 + 4e-16))
-    step = g.DPS(BEST).step(REVERSE, flat, jnp.ones((1, 1, 3)), 0.5, 0.4)
+    step = g.DPS(BEST).step(REVERSE, flat, jnp.ones((1, 1, 3)), t=0.5, s=0.4)
     mean, _ = law_moments(step.proposal)
-    untilted = REVERSE.transition(jnp.ones(3), 0.5, 0.4).mean
+    untilted = REVERSE.transition(jnp.ones(3), t=0.5, s=0.4).mean
     np.testing.assert_allclose(mean, untilted, rtol=1e-12)

@@ -16,7 +16,8 @@ from jax.tree_util import Partial
 from numpyro_diffusion import DataPrediction, DenoisingReverse, GaussianForward
 from numpyro_diffusion import guidance as g
 from numpyro_diffusion.forward import BernoulliForward
-from numpyro_diffusion.guidance.base import over_stack, tilted_bits
+from numpyro_diffusion.guidance.base import over_stack
+from numpyro_diffusion.guidance.values import tilted_values
 from numpyro_diffusion.reverse import DenoisingError
 from numpyro_diffusion.reverse.analytic import (
     BinaryPatternsReverse,
@@ -25,6 +26,7 @@ from numpyro_diffusion.reverse.analytic import (
 )
 from numpyro_diffusion.schedules import AbstractSchedule, cosine, signal_linear
 
+FAIR = BernoulliForward(cosine())
 TWEEDIE = g.MomentMatching(g.Tweedie(), tolerance=1e-12)
 EXPECTED = g.ExpectedGuide(g.MomentMatching(g.Tweedie()))
 COVARIANCE = jnp.array([[1.0, 0.6, 0.2], [0.6, 2.0, -0.3], [0.2, -0.3, 0.5]])
@@ -83,7 +85,7 @@ def condition(guidance, reverse, log_likelihood, x, t):
 @eqx.filter_jit
 def tilted_step(guidance, reverse, log_likelihood, x_t):
     """Moments of the tilted and of the untilted law, and the twist."""
-    step = guidance.step(reverse, log_likelihood, x_t, 0.5, 0.3)
+    step = guidance.step(reverse, log_likelihood, x_t, t=0.5, s=0.3)
     return law_moments(step.proposal), law_moments(step.law), step.log_twist
 
 
@@ -93,7 +95,9 @@ def tilted_step(guidance, reverse, log_likelihood, x_t):
 def test_tilted_bit_of_checklist_15():
     r"""P(1) = c d / (c d + (1 - c)(1 - d)); the paper's table prints x d for c d."""
     log_likelihood = lambda x: jnp.where(x == 1, jnp.log(0.9), jnp.log(0.1))[:, 0, 0]
-    probability, log_mean = tilted_bits(jnp.full((1, 1, 1), 0.3), log_likelihood)
+    probability, log_mean = tilted_values(
+        FAIR, jnp.full((1, 1, 1), 0.3), log_likelihood
+    )
     np.testing.assert_allclose(probability.ravel(), 0.27 / 0.34, rtol=1e-12)
     np.testing.assert_allclose(probability.ravel(), 0.794118, atol=5e-7)
     np.testing.assert_allclose(log_mean, jnp.log(0.34), rtol=1e-12)
@@ -101,7 +105,7 @@ def test_tilted_bit_of_checklist_15():
 
 def test_one_gaussian_step_is_shifted_or_multiplied():
     reverse, x_t = standard(2), jnp.array([[[0.4, -1.3]]])
-    law = reverse.transition(x_t[0, 0], 0.5, 0.3)
+    law = reverse.transition(x_t[0, 0], t=0.5, s=0.3)
     mu, var = law.mean, law.variance
     log_likelihood = observed_one(0.5)
     (mean, covariance), _, _ = tilted_step(g.MeanShift(), reverse, log_likelihood, x_t)
@@ -138,7 +142,7 @@ def test_product_refuses_a_step_without_a_variance():
 
     @jax.jit
     def mean(x_t):
-        step = g.Product().step(reverse, coupled, x_t, 0.5, 0.3)
+        step = g.Product().step(reverse, coupled, x_t, t=0.5, s=0.3)
         return law_moments(step.proposal)[0]
 
     with pytest.raises(RuntimeError, match="Product: the guide must factorise"):
@@ -284,7 +288,7 @@ def test_with_its_determinant_the_twist_is_the_density_of_the_data(getkey):
 
     @jax.jit
     def twists(x, t):
-        (x0, _), apply = g.Tweedie().step(reverse, x, t, 0.0)
+        (x0, _), apply = g.Tweedie().step(reverse, x, t=t, s=0.0)
         dense = jax.vmap(lambda v: apply(v[None, None])[0, 0])(jnp.eye(3))
         spread = OPERATOR @ dense @ OPERATOR.T + 0.09 * jnp.eye(2)
         exact = dist.MultivariateNormal(OPERATOR @ x0[0, 0], spread).log_prob(Y)
@@ -314,8 +318,8 @@ def test_default_tolerance_and_control_of_scale():
     class Root(g.Tweedie):
         """A covariance with the wrong power of sigma: the control that must fail."""
 
-        def step(self, reverse, x_t, t, s):
-            step, apply = super().step(reverse, x_t, t, s)
+        def step(self, reverse, x_t, *, t, s):
+            step, apply = super().step(reverse, x_t, t=t, s=s)
             noise = reverse.forward.schedule.noise(t)
             return step, lambda v: apply(v) / jnp.sqrt(noise)
 
@@ -355,7 +359,7 @@ def test_mean_is_the_mode_under_a_nonlinear_likelihood(getkey):
 
     @jax.jit
     def dense_step():
-        (x0, _), apply = g.Tweedie().step(reverse, x, 0.4, 0.3)
+        (x0, _), apply = g.Tweedie().step(reverse, x, t=0.4, s=0.3)
         dense = jax.vmap(lambda v: apply(v.reshape(1, 2, 3)).ravel())(jnp.eye(6))
         return x0, jnp.linalg.inv(dense)
 
@@ -543,8 +547,8 @@ def test_tilted_bits_enumerate_a_factorised_likelihood(getkey):
     def log_likelihood(x):
         return jax.vmap(lambda x, a: a[entries, x[0]].sum())(x.astype(int), tables)
 
-    tilted, log_mean = jax.jit(tilted_bits, static_argnums=1)(
-        probability, log_likelihood
+    tilted, log_mean = jax.jit(lambda p: tilted_values(FAIR, p, log_likelihood))(
+        probability
     )
     for i in range(2):
         total, ones = 0.0, np.zeros(3)
@@ -583,10 +587,11 @@ def test_single_precision():
 @pytest.mark.parametrize("shape", [(1, 1), (2, 3)])
 def test_over_stack_is_a_loop_over_events(shape):
     reverse, x = gaussian(), jr.normal(jr.key(0), (*shape, 3))
-    laws = over_stack(lambda x: reverse.transition(x, 0.5, 0.4))(x)
+    laws = over_stack(lambda x: reverse.transition(x, t=0.5, s=0.4))(x)
     values = over_stack(lambda law, x: law.log_prob(x))(laws, x)
     naive = [
-        [reverse.transition(e, 0.5, 0.4).log_prob(e) for e in problem] for problem in x
+        [reverse.transition(e, t=0.5, s=0.4).log_prob(e) for e in problem]
+        for problem in x
     ]
     np.testing.assert_allclose(values, np.array(naive), rtol=1e-12)
     assert over_stack(lambda law: law.mean)(laws).shape == x.shape

@@ -10,8 +10,7 @@ from numpyro.handlers import mask, scale
 
 from numpyro_diffusion import DiffusionPrior, GaussianForward, Likelihood
 from numpyro_diffusion import guidance as g
-from numpyro_diffusion.infer._block import Block
-from numpyro_diffusion.infer._setting import Setting
+from numpyro_diffusion.model.problem import Problem, whole_problem
 from numpyro_diffusion.reverse.analytic import GaussianReverse
 from numpyro_diffusion.schedules import cosine
 
@@ -80,8 +79,8 @@ def test_scoring_and_newton_agree_at_the_end():
         numpyro.sample("y", dist.Poisson(jax.nn.softplus(3 * x)).to_event(1), obs=y)
 
     likelihood = Likelihood(counts, "x", (jnp.array([4, 0]),))
-    block = Block(counts, None, (jnp.array([4, 0]),), {})
-    scoring = g.ModelLikelihood(block.per_problem, block.expected)
+    problem = Problem(counts, ["x"], (jnp.array([4, 0]),), {})
+    scoring = g.ModelLikelihood(problem.log_likelihood, problem.expected)
     x_t, matching = (
         jnp.array([[[0.9, -0.7]]]),
         g.MomentMatching(max_newton=40, determinant=False),
@@ -98,13 +97,13 @@ def product(y):
     numpyro.sample("y", dist.Normal(x * z, SIGMA).to_event(1), obs=y)
 
 
-@pytest.mark.parametrize("room", ["block", "setting"])
+@pytest.mark.parametrize("room", ["block", "whole"])
 def test_sites_that_move_jointly_have_one_information(room):
     if room == "block":
-        expected = Block(product, ["a", "b"], (Y,), {}).expected
+        expected = Problem(product, ["a", "b"], (Y,), {}).expected
     else:
-        setting = Setting(product, None, (Y,), {})
-        expected = lambda stack, truth: setting.expected(stack, truth, {})
+        problem = whole_problem(product, None, (Y,), {}, "me")
+        expected = lambda stack, truth: problem.expected(stack, truth, {})
     stack = jnp.concatenate([X, Y])[None, None]
     found = -jax.hessian(lambda s: expected(s, stack))(stack).reshape(4, 4)
     jacobian = jnp.concatenate([jnp.diag(Y), jnp.diag(X)], axis=1)
@@ -118,8 +117,8 @@ def test_other_latents_have_their_values():
         gain = numpyro.sample("gain", dist.LogNormal(0.0, 1.0))
         numpyro.sample("y", dist.Normal(gain * x, SIGMA).to_event(1), obs=y)
 
-    setting = Setting(model, None, (Y,), {})
-    expected = lambda s: setting.expected(s, X[None, None], {"gain": jnp.array(3.0)})
+    problem = whole_problem(model, None, (Y,), {}, "me")
+    expected = lambda s: problem.expected(s, X[None, None], {"gain": jnp.array(3.0)})
     found = -jax.hessian(expected)(X[None, None]).reshape(2, 2)
     np.testing.assert_allclose(found, 9.0 / SIGMA**2 * jnp.eye(2), rtol=1e-10)
 

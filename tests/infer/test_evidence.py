@@ -69,5 +69,7 @@ def test_runs_that_find_nothing_have_no_error():
 
 
 def test_one_run_has_no_scatter():
-    with pytest.raises(ValueError, match=r"num_runs must be at least 2, got 1"):
+    with pytest.raises(
+        ValueError, match=r"num_runs must be an integer of at least 2, got 1"
+    ):
         evidence_runs(jax.random.key(0), SMC, 1, Y)

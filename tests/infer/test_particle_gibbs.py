@@ -365,6 +365,17 @@ print("same")
     assert done.stdout.strip() == "same", done.stderr
 
 
+def test_chains_as_one_array_are_refused_with_what_works_instead():
+    """It was a key error of `split`; NumPyro's Gibbs says the same of itself."""
+    kernel = nd.infer.ParticleGibbs(plated_model, num_particles=2)
+    chains = {"num_chains": 2, "num_samples": 3, "num_warmup": 1}
+    with pytest.raises(ValueError, match=r"use chain_method=jax\.vmap"):
+        run(kernel, Y, chain_method="vectorized", **chains)
+    draws = run(kernel, Y, chain_method=jax.vmap, **chains).get_samples(True)["x"]
+    assert draws.shape == (2, 3, 3, 2)
+    assert not np.allclose(draws[0], draws[1])
+
+
 def test_progress_line_names_moves_and_particles():
     kernel = nd.infer.ParticleGibbs(plated_model, num_particles=4)
     state = kernel.init(jax.random.key(0), 0, None, (Y,), {})

@@ -31,7 +31,9 @@ def conditional_moments(reverse, x0):
     precision = np.zeros((num + 1, num + 1))
     precision[num, num] = 1.0
     for k in range(num, 0, -1):
-        law = lambda x, k=k: reverse.transition(jnp.array([x]), GRID[k], GRID[k - 1])
+        law = lambda x, k=k: reverse.transition(
+            jnp.array([x]), t=GRID[k], s=GRID[k - 1]
+        )
         slope = float(law(1.0).mean[0] - law(0.0).mean[0])
         variance = float(law(0.0).variance[0])
         row = np.zeros(num + 1)

@@ -3,10 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from numpyro_diffusion.infer.resampling import (
     conditional_ancestors,
     effective_sample_size,
+    filled_twists,
+    founders_variance,
+    log_mean_weight,
     systematic_ancestors,
 )
 
@@ -100,3 +104,42 @@ def test_offspring_are_the_shares_rounded_down_or_up():
         chosen = systematic_ancestors(jax.random.key(seed), log_weights)
         counts = jnp.bincount(chosen, length=50)
         assert jnp.all((counts == jnp.floor(expected)) | (counts == jnp.ceil(expected)))
+
+
+INF = np.inf
+
+
+@pytest.mark.parametrize("scheme", [systematic_ancestors, conditional_ancestors])
+@pytest.mark.parametrize("missing", [-INF, INF, np.nan], ids=str)
+def test_particles_whose_weight_says_nothing_are_never_chosen(scheme, missing):
+    """Once a single NaN or infinity made all ancestors particle 0, without a word."""
+    log_weights = jnp.array([0.0, missing, -1.0, missing, 1.0])
+    keys = jax.random.split(jax.random.key(0), 100)
+    chosen = jax.jit(jax.vmap(scheme, (0, None)))(keys, log_weights)
+    assert set(np.unique(chosen)) == {0, 2, 4}
+    known = jnp.array([0.0, -1.0, 1.0])
+    for of in (effective_sample_size, lambda w: len(w) * jnp.exp(log_mean_weight(w))):
+        assert float(of(log_weights)) == pytest.approx(float(of(known)), rel=1e-12)
+
+
+@pytest.mark.parametrize("scheme", [systematic_ancestors, conditional_ancestors])
+@pytest.mark.parametrize(
+    "log_weights", [[-INF] * 3, [np.nan] * 3, [INF, np.nan, -INF]], ids=str
+)
+def test_where_no_weight_is_left_nothing_is_invented(scheme, log_weights):
+    log_weights = jnp.array(log_weights)
+    chosen = jax.jit(scheme)(jax.random.key(0), log_weights)
+    np.testing.assert_array_equal(chosen, [0, 1, 2])
+    assert float(effective_sample_size(log_weights)) == 0.0
+    assert float(log_mean_weight(log_weights)) == -INF
+    founders = jnp.arange(3)
+    assert float(founders_variance(log_weights, founders, jnp.array(0))) == INF
+
+
+def test_missing_twists_are_the_mean_of_the_others():
+    log_twists = jnp.array([[1.0, -INF], [np.nan, np.nan], [3.0, INF], [-INF, -INF]])
+    log_weights = jnp.log(jnp.array([[1.0, 1.0], [5.0, 1.0], [3.0, 1.0], [1.0, 0.0]]))
+    mean = np.log((np.exp(1.0) + 3 * np.exp(3.0)) / 4)
+    got = jax.jit(filled_twists)(log_twists, log_weights)
+    np.testing.assert_allclose(got[:, 0], [1.0, mean, 3.0, mean], rtol=1e-12)
+    np.testing.assert_array_equal(got[:, 1], np.zeros(4))

@@ -1,6 +1,5 @@
 """Models with several diffusion priors, or one in a larger model, against closed forms."""
 
-import importlib
 import math
 
 import equinox as eqx
@@ -14,9 +13,9 @@ from numpyro.infer import MCMC, NUTS, Gibbs
 from reference import gaussian_posterior, mean_z_scores
 
 import numpyro_diffusion as nd
-from numpyro_diffusion.reverse.joint import JointReverse
+from numpyro_diffusion.model.problem import Problem
+from numpyro_diffusion.model.sites import jointly
 
-block_room = importlib.import_module("numpyro_diffusion.infer._block")
 COSINE = nd.GaussianForward(nd.schedules.cosine())
 GEOMETRIC = nd.GaussianForward(nd.schedules.geometric(1e-4, 1e4))
 TWEEDIE = nd.guidance.MomentMatching(nd.guidance.Tweedie())
@@ -99,15 +98,15 @@ def test_the_joint_evidence_whatever_proposes(guidance):
 
 
 def test_a_joint_process_is_its_parts_side_by_side():
-    joint = JointReverse([SECOND, FIRST], [(2, 2), (2,)])
+    joint = jointly([SECOND, FIRST], [(2, 2), (2,)])
     x = jax.random.normal(jax.random.key(0), (6,))
     values = joint.split(x)
     assert [value.shape for value in values] == [(2, 2), (2,)]
     np.testing.assert_array_equal(joint.joined(values), x)
     events = [(REVERSES[1], x[:2]), (REVERSES[1], x[2:4]), (REVERSES[0], x[4:])]
     t, s, x_s = 0.6, 0.4, 0.5 * x[::-1]
-    step = joint.step(x, t, s)
-    parts = [reverse.step(event, t, s) for reverse, event in events]
+    step = joint.step(x, t=t, s=s)
+    parts = [reverse.step(event, t=t, s=s) for reverse, event in events]
     np.testing.assert_allclose(
         step.x0_hat, np.concatenate([part.x0_hat for part in parts]), rtol=1e-12
     )
@@ -134,11 +133,11 @@ def test_a_joint_process_is_its_parts_side_by_side():
 
 def test_priors_that_cannot_move_jointly_are_refused():
     with pytest.raises(ValueError, match=r"the same num_steps .* got \[12, 8\]"):
-        JointReverse([FIRST, STANDARD], [(2,), (1,)])
+        jointly([FIRST, STANDARD], [(2,), (1,)])
     bernoulli = nd.BernoulliForward(nd.schedules.signal_linear(), 0.5)
     bits = nd.analytic.BinaryPatternsReverse(bernoulli, jnp.ones(1), jnp.ones((1, 2)))
     with pytest.raises(TypeError, match="over real numbers to move jointly, got bits"):
-        JointReverse([FIRST, nd.DiffusionPrior(bits, (2,), 12)], [(2,), (2,)])
+        jointly([FIRST, nd.DiffusionPrior(bits, (2,), 12)], [(2,), (2,)])
     error = nd.DenoisingError(jnp.array([0.5, 1.0]), jnp.array([0.1, 1.0]))
     guidance = nd.guidance.MomentMatching(nd.guidance.Isotropic(error))
     smc = nd.infer.TwistedSMC(mixture, num_particles=8, guidance=guidance)
@@ -168,20 +167,20 @@ def test_sources_of_two_kinds_move_jointly_in_one_block():
 @pytest.mark.slow
 def test_control_a_joint_block_that_forgets_a_copy_is_rejected(monkeypatch):
     """The control: the likelihood sees half of one of the sources."""
-    values = block_room.Block.values
+    values = Problem.values
 
     def half(self, stack):
         found = values(self, stack)
         return {**found, "second": found["second"].at[1].multiply(0.5)}
 
-    def blind(self, stack):
-        monkeypatch.setattr(block_room.Block, "values", half)
-        log_likelihood = per_problem(self, stack)
-        monkeypatch.setattr(block_room.Block, "values", values)
-        return log_likelihood
+    def blind(self, stack, others=None):
+        monkeypatch.setattr(Problem, "values", half)
+        found = log_likelihood(self, stack, others)
+        monkeypatch.setattr(Problem, "values", values)
+        return found
 
-    per_problem = block_room.Block.per_problem
-    monkeypatch.setattr(block_room.Block, "per_problem", blind)
+    log_likelihood = Problem.log_likelihood
+    monkeypatch.setattr(Problem, "log_likelihood", blind)
     assert joint_block_z_scores().max() > 2 * LIMIT
 
 

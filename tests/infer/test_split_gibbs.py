@@ -225,9 +225,9 @@ def test_denoised_draw_runs_only_the_end_of_the_chain():
     steps = []
 
     class Counting(nd.analytic.GaussianReverse):
-        def step(self, x_t, t, s):
+        def step(self, x_t, *, t, s):
             jax.debug.callback(lambda t, s: steps.append((float(t), float(s))), t, s)
-            return super().step(x_t, t, s)
+            return super().step(x_t, t=t, s=s)
 
     reverse = Counting(FORWARD, jnp.zeros(1), jnp.eye(1))  # pyright: ignore
     prior = nd.DiffusionPrior(reverse, (1,), num_steps=8)

@@ -67,7 +67,7 @@ def test_the_formula(num_particles, share, target, expected):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((np.ones(5), 1), "num_particles must be at least 2, got 1"),
+        ((np.ones(5), 1), "num_particles must be an integer of at least 2, got 1"),
         ((np.ones(5), 4, 1.0), r"target must lie in \(0, 1\), got 1.0"),
         ((np.eye(3)[:, :2] * [1, 0], 4), "but 1 of 2 did not in 3 sweeps"),
     ],

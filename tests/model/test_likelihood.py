@@ -193,6 +193,101 @@ def test_under_a_subset_of_plates_one_term_couples_the_elements():
     assert (likelihood.num_problems, likelihood.num_copies) == (1, 3)
 
 
+COUPLED = {
+    "permuted": (3, lambda x: x[jnp.array([2, 0, 1])]),
+    "rolled": (3, lambda x: jnp.roll(x, 1, axis=0)),
+    "half-of-them": (3, lambda x: jnp.where(jnp.arange(3)[:, None] > 0, x, 0.0)),
+    "sum-of-an-event": (3, lambda x: x.sum(1, keepdims=True) + 0 * x),
+    "differences": (1, lambda x: x - jnp.roll(x, 1, axis=0)),
+    "centred": (1, lambda x: x - x.mean(0)),
+    "sorted": (1, lambda x: jnp.sort(x, axis=0)),
+    "cumulative": (1, lambda x: jnp.cumsum(x, axis=0)),
+    "matmul": (1, lambda x: jnp.array([[1.0, 0, 0], [1, 1, 0], [0, 0, 1]]) @ x),
+}
+
+
+@pytest.mark.parametrize("name", COUPLED)
+def test_problems_are_read_off_the_program(name, getkey):
+    """Inside one plate a model may couple its elements, or pick them in another order.
+
+    That was taken for what a plate promises, and elements of such models for independent:
+    with x[[2, 0, 1]] observed, each element moved by the data of another, in silence.
+    """
+    problems, program = COUPLED[name]
+
+    def model(y):
+        with numpyro.plate("n", 3):
+            observe(program(numpyro.sample("x", PRIOR)), y)
+
+    likelihood = Likelihood(model, "x", (SOME,))
+    assert likelihood.num_problems == problems
+    stack = likelihood.stacked(jr.normal(getkey(), (3, 2)))
+    whole = likelihood(likelihood.unstacked(stack))
+    np.testing.assert_allclose(
+        likelihood.per_problem(stack).sum() + likelihood.rest(), whole, rtol=1e-12
+    )
+    if problems == 1:
+        return
+    jacobian = jax.jacobian(likelihood.per_problem)(stack)
+    np.testing.assert_array_equal(
+        jacobian * (1 - jnp.eye(problems))[:, :, None, None], 0.0
+    )
+    gradient = jax.grad(lambda s: likelihood(likelihood.unstacked(s)))(stack)
+    np.testing.assert_allclose(jacobian.sum(0), gradient, rtol=1e-12)
+
+
+def test_an_index_among_the_arguments_may_be_any():
+    """It couples by its values, which one compiled program does not know."""
+
+    def model(index, y):
+        with numpyro.plate("n", 3):
+            observe(numpyro.sample("x", PRIOR)[index], y)
+
+    problems = lambda index: Likelihood(model, "x", (index, SOME)).num_problems
+    found, index = [], jnp.array([2, 0, 1])
+    jax.jit(lambda index: found.append(problems(index)))(index)
+    assert [*found, problems(index), problems(np.asarray(index))] == [1, 1, 1]
+
+
+def test_a_model_that_asks_for_the_values_of_its_arguments():
+    def model(keep, y):
+        with numpyro.plate("n", 3):
+            x = numpyro.sample("x", PRIOR)
+            chosen = x[np.flatnonzero(np.asarray(keep))]
+            numpyro.factor("y", jnp.zeros(3).at[: len(chosen)].add(chosen[:, 0]))
+
+    likelihood = Likelihood(model, "x", (jnp.array([True, False, True]), SOME))
+    stack = jnp.arange(6.0).reshape(3, 1, 2)
+    np.testing.assert_array_equal(likelihood.per_problem(stack), [0.0, 0.0, 4.0])
+
+
+def test_what_no_element_reaches_is_kept_apart():
+    """Inside the plates it belongs to its element, as it always did; else to the rest.
+
+    Observations outside of the plates were forgotten: the evidence of the model lacked
+    their density.
+    """
+
+    def model(y):
+        numpyro.sample("c", dist.Normal(), obs=3.0)
+        numpyro.factor("f", jnp.array([0.5, 0.25]))
+        with numpyro.plate("n", 3):
+            observe(numpyro.sample("x", PRIOR), y)
+            numpyro.sample("d", dist.Normal(), obs=jnp.arange(3.0))
+        with numpyro.plate("m", 4):
+            numpyro.sample("e", dist.Normal(), obs=jnp.ones(4))
+
+    likelihood = Likelihood(model, "x", (SOME,))
+    x = jnp.zeros((3, 1, 2))
+    inside = dist.Normal(0.0, 0.5).log_prob(SOME).sum(1)
+    inside += dist.Normal().log_prob(jnp.arange(3.0))
+    outside = dist.Normal().log_prob(jnp.array([3.0, 1, 1, 1, 1])).sum() + 0.75
+    np.testing.assert_allclose(likelihood.per_problem(x), inside, rtol=1e-12)
+    np.testing.assert_allclose(likelihood.rest(), outside, rtol=1e-12)
+    whole = likelihood(likelihood.unstacked(x))
+    np.testing.assert_allclose(inside.sum() + outside, whole, rtol=1e-12)
+
+
 def test_the_prior_is_never_evaluated():
     class Trap:
         armed = False

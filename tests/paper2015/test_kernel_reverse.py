@@ -41,7 +41,7 @@ def test_zero_coefficients_are_the_forward_kernel(readout, step):
         learned_last_step=True,
     )
     x, t, s = jnp.array([0.3, -1.0, 2.0]), step / 10, (step - 1) / 10
-    law, kernel = reverse.transition(x, t, s), GAUSSIAN.transition(x, s, t)
+    law, kernel = reverse.transition(x, t=t, s=s), GAUSSIAN.transition(x, s=s, t=t)
     np.testing.assert_allclose(law.mean, kernel.mean, atol=1e-14)
     np.testing.assert_allclose(law.variance, kernel.variance, rtol=1e-13)
 
@@ -50,7 +50,7 @@ def test_zero_coefficients_are_the_forward_kernel(readout, step):
 def test_zero_coefficients_are_the_forward_kernel_for_bits(step):
     reverse = nd.paper2015.KernelReverse(BITS, constant(jnp.zeros(3)), 10)
     x, t, s = jnp.array([0, 1, 1]), step / 10, (step - 1) / 10
-    law, kernel = reverse.transition(x, t, s), BITS.transition(x, s, t)
+    law, kernel = reverse.transition(x, t=t, s=s), BITS.transition(x, s=s, t=t)
     np.testing.assert_allclose(law.mean, kernel.mean, rtol=1e-13)
 
 
@@ -71,8 +71,8 @@ def test_the_printed_readout_decays_too_fast():
     grid = uniform_grid(num_steps)
 
     def expected_kl(t, s):
-        a, b, v = forward.bridge_coefficients(s, t)
-        law = reverse.transition(jnp.ones(1), t, s)
+        a, b, v = forward.bridge_coefficients(s=s, t=t)
+        law = reverse.transition(jnp.ones(1), t=t, s=s)
         slope, variance = law.mean[0], law.variance[0]
         rho = jnp.sqrt(schedule.alpha_bar(t))
         square = a**2 + (b - slope) ** 2 + 2 * a * (b - slope) * rho
@@ -87,7 +87,7 @@ def test_the_printed_readout_decays_too_fast():
 
 def test_readouts_are_their_formulas():
     z, x = jr.normal(jr.key(0), (2, 3)), jnp.array([0.3, -1.0, 2.0])
-    t, s, beta = 0.5, 0.4, float(GAUSSIAN.schedule.beta(0.4, 0.5))
+    t, s, beta = 0.5, 0.4, float(GAUSSIAN.schedule.beta(s=0.4, t=0.5))
     sigma = jax.nn.sigmoid(z[1] + logit(beta))
     code = jax.nn.sigmoid(z[1] / math.sqrt(10) + logit(beta))
     expected = {
@@ -105,18 +105,22 @@ def test_readouts_are_their_formulas():
     for readout, (mean, variance) in expected.items():
         law = nd.paper2015.KernelReverse(
             GAUSSIAN, constant(z), 10, readout=readout
-        ).transition(x, t, s)
+        ).transition(x, t=t, s=s)
         np.testing.assert_allclose(law.mean, mean, rtol=1e-12)
         np.testing.assert_allclose(law.variance, variance, rtol=1e-12)
     bits = jnp.array([0, 1, 1])
     plain = nd.paper2015.KernelReverse(
         BITS, constant(z[0]), 10, readout=nd.paper2015.PlainBitReadout()
     )
-    np.testing.assert_allclose(plain.transition(bits, t, s).mean, jax.nn.sigmoid(z[0]))
-    around = (
-        nd.paper2015.KernelReverse(BITS, constant(z[0]), 10).transition(bits, t, s).mean
+    np.testing.assert_allclose(
+        plain.transition(bits, t=t, s=s).mean, jax.nn.sigmoid(z[0])
     )
-    kernel = BITS.transition(bits, s, t).mean
+    around = (
+        nd.paper2015.KernelReverse(BITS, constant(z[0]), 10)
+        .transition(bits, t=t, s=s)
+        .mean
+    )
+    kernel = BITS.transition(bits, s=s, t=t).mean
     np.testing.assert_allclose(around, jax.nn.sigmoid(z[0] + logit(kernel)), rtol=1e-12)
 
 
@@ -129,8 +133,8 @@ def test_sure_bits_have_a_finite_loss_in_single_precision(readout):
     reverse = nd.paper2015.KernelReverse(BITS, network, 10, readout=readout)
     x0, x_t = jnp.array([0.0, 1.0, 1.0]), jnp.array([1, 1, 1], jnp.float32)
     t, s = jnp.float32(0.2), jnp.float32(0.1)
-    kl = step_kl(reverse, x0.astype(jnp.float32), x_t, t, s, jr.key(0))
-    expected = step_kl(reverse, x0, x_t.astype(float), 0.2, 0.1, jr.key(0))
+    kl = step_kl(reverse, x0.astype(jnp.float32), x_t, t=t, s=s, key=jr.key(0))
+    expected = step_kl(reverse, x0, x_t.astype(float), t=0.2, s=0.1, key=jr.key(0))
     assert np.isfinite(kl)
     np.testing.assert_allclose(kl, expected, rtol=1e-5)
 
@@ -138,22 +142,22 @@ def test_sure_bits_have_a_finite_loss_in_single_precision(readout):
 def test_the_last_step_is_the_kernel_for_bits():
     x = jnp.array([0, 1, 1])
     reverse = nd.paper2015.KernelReverse(BITS, constant(jnp.ones(3)), 10)
-    kernel = BITS.transition(x, 0.0, 0.1)
-    law = reverse.transition(x, 0.1, 0.0)
+    kernel = BITS.transition(x, s=0.0, t=0.1)
+    law = reverse.transition(x, t=0.1, s=0.0)
     np.testing.assert_allclose(law.mean, kernel.mean, rtol=1e-12)
-    assert not np.allclose(reverse.transition(x, 0.2, 0.1).mean, kernel.mean)
+    assert not np.allclose(reverse.transition(x, t=0.2, s=0.1).mean, kernel.mean)
 
 
 def test_the_last_step_is_the_kernel_unless_learned():
     z, x = jnp.ones((2, 3)), jnp.array([0.3, -1.0, 2.0])
     fixed = nd.paper2015.KernelReverse(GAUSSIAN, constant(z), 10)
     free = nd.paper2015.KernelReverse(GAUSSIAN, constant(z), 10, learned_last_step=True)
-    kernel = GAUSSIAN.transition(x, 0.0, 0.1)
-    np.testing.assert_allclose(fixed.transition(x, 0.1, 0.0).mean, kernel.mean)
-    assert not np.allclose(free.transition(x, 0.1, 0.0).mean, kernel.mean)
+    kernel = GAUSSIAN.transition(x, s=0.0, t=0.1)
+    np.testing.assert_allclose(fixed.transition(x, t=0.1, s=0.0).mean, kernel.mean)
+    assert not np.allclose(free.transition(x, t=0.1, s=0.0).mean, kernel.mean)
     for t, s in ((0.2, 0.1), (1.0, 0.9)):
         np.testing.assert_allclose(
-            fixed.transition(x, t, s).mean, free.transition(x, t, s).mean
+            fixed.transition(x, t=t, s=s).mean, free.transition(x, t=t, s=s).mean
         )
 
 
@@ -163,7 +167,7 @@ def test_no_signal_left_is_no_nan():
 
     def total(z):
         law = nd.paper2015.KernelReverse(GAUSSIAN, constant(z), 10).transition(
-            x, 1.0, 0.9
+            x, t=1.0, s=0.9
         )
         return jnp.sum(law.mean) + jnp.sum(law.variance), law
 
@@ -182,8 +186,8 @@ def gaussian_oracle(exact, num_steps=10):
 
     def network(x, t):
         s = t - 1 / num_steps
-        beta = exact.forward.schedule.beta(s, t)
-        law = exact.transition(x, t, s)
+        beta = exact.forward.schedule.beta(s=s, t=t)
+        law = exact.transition(x, t=t, s=s)
         mean, variance = law.mean, jnp.diag(law.covariance_matrix)
         root = jnp.sqrt(1 - variance)
         z_mean = jnp.sqrt(beta) * (mean - root * x) / (1 - root)
@@ -200,7 +204,10 @@ def test_denoiser_of_an_exact_chain_is_exact():
     )
     for t in (0.1, 0.3, 1.0):
         x = jnp.array([0.7])
-        law, truth = reverse.transition(x, t, t - 0.1), exact.transition(x, t, t - 0.1)
+        law, truth = (
+            reverse.transition(x, t=t, s=t - 0.1),
+            exact.transition(x, t=t, s=t - 0.1),
+        )
         np.testing.assert_allclose(law.mean, truth.mean, atol=1e-12)
         np.testing.assert_allclose(
             reverse.denoise(x, t), exact.denoise(x, t), atol=1e-10
@@ -221,7 +228,7 @@ def test_denoiser_does_not_depend_on_the_step_asked_for(learned_last_step):
     )
     x = jnp.array([0.7])
     for t in (0.1, 0.5, 1.0):
-        found = [reverse.step(x, t, s).x0_hat for s in (0.0, t / 2, t - 0.1)]
+        found = [reverse.step(x, t=t, s=s).x0_hat for s in (0.0, t / 2, t - 0.1)]
         np.testing.assert_allclose(found, [exact.denoise(x, t)] * 3, atol=1e-10)
     np.testing.assert_array_equal(reverse.denoise(x, 0.0), x)
     slope = jax.jacfwd(lambda x: reverse.denoise(x, 0.0))(x)
@@ -255,8 +262,8 @@ def heartbeat_oracle(num_steps, rate):
 
     def network(x, t):
         s = t - 1 / num_steps
-        best = forward.averaged_posterior(x, exact.denoise(x, t), 0.0, s, t).mean
-        return logit(best) - logit(forward.transition(x, s, t).mean)
+        best = forward.averaged_posterior(x, exact.denoise(x, t), 0.0, s=s, t=t).mean
+        return logit(best) - logit(forward.transition(x, s=s, t=t).mean)
 
     return nd.paper2015.KernelReverse(forward, network, num_steps), exact
 
@@ -289,7 +296,9 @@ def test_an_oracle_reaches_the_optimum_of_the_heartbeats(num_steps, rate, expect
 
     @jax.jit
     def kls(states, t, s):
-        return jax.vmap(lambda x: step_kl(reverse, x0, x, t, s, jr.key(0)))(states)
+        return jax.vmap(lambda x: step_kl(reverse, x0, x, t=t, s=s, key=jr.key(0)))(
+            states
+        )
 
     total = 0.0
     for k in range(2, num_steps + 1):

@@ -72,7 +72,7 @@ def test_gaussian_reverse_is_multivariate_conditioning(schedule, t, s):
     np.testing.assert_allclose(
         reverse.denoising_variance(t), np.trace(left) / 3, rtol=1e-11
     )
-    law = reverse.transition(jnp.asarray(x_t), t, s)
+    law = reverse.transition(jnp.asarray(x_t), t=t, s=s)
     mean = np.sqrt(a_s) * MEAN + cov_st @ np.linalg.solve(total, residual)
     var_s = a_s * COVARIANCE + (1 - a_s) * np.eye(3)
     covariance = var_s - cov_st @ np.linalg.solve(total, cov_st.T)
@@ -102,8 +102,8 @@ def test_gaussian_chain_returns_the_data_law(schedule, num_steps):
     def step(moments, times):
         t, s = times
         mean, covariance = moments
-        law = reverse.transition(mean, t, s)
-        gain = jax.jacobian(lambda x: reverse.transition(x, t, s).mean)(mean)
+        law = reverse.transition(mean, t=t, s=s)
+        gain = jax.jacobian(lambda x: reverse.transition(x, t=t, s=s).mean)(mean)
         return (law.mean, gain @ covariance @ gain.T + law.covariance_matrix), None
 
     (mean, covariance), _ = jax.lax.scan(
@@ -164,10 +164,10 @@ def test_mixture_denoiser_is_the_quadrature(schedule, t):
 def test_mixture_transition_is_bayes_on_a_grid(schedule, t, s):
     reverse, x_t = mixture(schedule), 0.35
     prior = np.exp(reverse.marginal(s).log_prob(jnp.asarray(X)[:, None]))
-    kept, beta = float(schedule.kept(s, t)), float(schedule.beta(s, t))
+    kept, beta = float(schedule.kept(s=s, t=t)), float(schedule.beta(s=s, t=t))
     joint = prior * np.exp(-0.5 * (x_t - np.sqrt(kept) * X) ** 2 / beta)
     expected = joint / (np.sum(joint) * DX)
-    law = reverse.transition(jnp.array([x_t]), t, s)
+    law = reverse.transition(jnp.array([x_t]), t=t, s=s)
     got = np.exp(law.log_prob(jnp.asarray(X)[:, None]))
     np.testing.assert_allclose(got, expected, atol=1e-9)
 
@@ -195,7 +195,7 @@ def tolerance(values):
 @pytest.mark.parametrize("num_steps", [1, 3])
 def test_mixture_chain_returns_the_data_law(num_steps):
     reverse, n = mixture(cosine()), 20_000
-    draw = lambda key: ancestral_sample(reverse, key, (1,), uniform_grid(num_steps))
+    draw = lambda key: ancestral_sample(key, reverse, (1,), uniform_grid(num_steps))
     x = np.array(jax.vmap(draw)(jr.split(jr.key(1), n)))[:, 0]
     data = data_density(reverse)
     for statistic in (lambda x: x, np.square, lambda x: x > 1.0, lambda x: x < -1.2):
@@ -235,12 +235,12 @@ def test_patterns_reverse_is_enumeration(schedule, rate, t, s):
         )
         step = np.array(
             [
-                bit_law(forward.transition(jnp.asarray(x_s), s, t).mean)[i]
+                bit_law(forward.transition(jnp.asarray(x_s), s=s, t=t).mean)[i]
                 for x_s in CUBE
             ]
         )
         joint = (weights @ at_s) * step
-        law = reverse.transition(jnp.asarray(x_t), t, s)
+        law = reverse.transition(jnp.asarray(x_t), t=t, s=s)
         got = np.exp(law.log_prob(jnp.asarray(CUBE)))
         np.testing.assert_allclose(got, joint / joint.sum(), rtol=1e-9)
 
@@ -262,7 +262,7 @@ def test_patterns_denoising_variance_bounds_the_true_one():
 @pytest.mark.parametrize("num_steps", [1, 3])
 def test_patterns_chain_returns_the_data_law(num_steps):
     reverse, n = patterns(signal_linear()), 20_000
-    draw = lambda key: ancestral_sample(reverse, key, (3,), uniform_grid(num_steps))
+    draw = lambda key: ancestral_sample(key, reverse, (3,), uniform_grid(num_steps))
     x = np.array(jax.vmap(draw)(jr.split(jr.key(2), n)))
     is_pattern = np.all(x[:, None, :] == np.array(reverse.patterns)[None], axis=-1)
     assert np.all(is_pattern.sum(1) == 1)  # never anything else

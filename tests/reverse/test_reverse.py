@@ -14,7 +14,7 @@ from numpyro_diffusion import (
     LogitPrediction,
     VelocityPrediction,
 )
-from numpyro_diffusion.reverse import as_float
+from numpyro_diffusion.forward import as_float
 from numpyro_diffusion.schedules import cosine, geometric, signal_linear
 
 GAUSSIAN = GaussianForward(cosine())
@@ -157,9 +157,9 @@ def test_gaussian_transition_has_the_stated_moments(t, s):
     error = DenoisingError(jnp.array([0.2, 0.9]), jnp.array([0.1, 0.5]))
     reverse = DenoisingReverse(GAUSSIAN, network, error=error)
     x_t = jnp.array([[0.5, -2.0, 0.1]])
-    law = reverse.transition(x_t, t, s)
+    law = reverse.transition(x_t, t=t, s=s)
     assert law.event_shape == x_t.shape
-    on_x0, on_x_t, bridge = GAUSSIAN.bridge_coefficients(s, t)
+    on_x0, on_x_t, bridge = GAUSSIAN.bridge_coefficients(s=s, t=t)
     angle = 0.5 * np.pi * t
     x0_hat = np.cos(angle) * x_t - np.sin(angle) * network(x_t, t)
     r2 = error(GAUSSIAN.schedule, t)
@@ -172,7 +172,7 @@ def test_without_a_measured_error_the_last_step_has_no_width():
     """NumPyro's validation refuses a zero scale: drawing must work all the same."""
     reverse = DenoisingReverse(GAUSSIAN, network)
     x_t = jnp.array([0.5, -2.0])
-    law = reverse.transition(x_t, 0.3, 0.0)
+    law = reverse.transition(x_t, t=0.3, s=0.0)
     np.testing.assert_array_equal(law.variance, 0.0)
     np.testing.assert_array_equal(law.sample(jr.key(0)), reverse.denoise(x_t, 0.3))
     assert reverse.denoising_variance(0.3) == 0.0
@@ -183,10 +183,12 @@ def test_bit_transition_is_the_average_of_the_bridge(t, s):
     reverse = DenoisingReverse(BITS, network)
     x_t = jnp.array([1, 0, 1])
     guess = reverse.denoise(x_t, t)
-    one = BITS.posterior(x_t, jnp.ones(3), s, t).mean
-    zero = BITS.posterior(x_t, jnp.zeros(3), s, t).mean
+    one = BITS.posterior(x_t, jnp.ones(3), s=s, t=t).mean
+    zero = BITS.posterior(x_t, jnp.zeros(3), s=s, t=t).mean
     np.testing.assert_allclose(
-        reverse.transition(x_t, t, s).mean, guess * one + (1 - guess) * zero, rtol=1e-13
+        reverse.transition(x_t, t=t, s=s).mean,
+        guess * one + (1 - guess) * zero,
+        rtol=1e-13,
     )
 
 

@@ -38,7 +38,7 @@ REVERSES = {"gaussian": GAUSSIAN, "mixture": MIXTURE, "bits": BITS}
 def path_of(reverse, key):
     """x_0, ..., x_T, which any of the chains could have produced."""
     x0 = jnp.array([1, 0]) if reverse is BITS else jnp.array([0.3, -0.8])
-    return noising_path(reverse.forward, key, x0, jnp.asarray(GRID))
+    return noising_path(key, reverse.forward, x0, jnp.asarray(GRID))
 
 
 @pytest.mark.parametrize("reverse", REVERSES.values(), ids=REVERSES)
@@ -52,7 +52,7 @@ def test_forward_density_is_the_sum_over_steps(reverse):
     )
     steps = zip(path[:-1], path[1:], GRID[:-1], GRID[1:], strict=True)
     expected = sum(
-        reverse.forward.transition(a, s, t).log_prob(b) for a, b, s, t in steps
+        reverse.forward.transition(a, s=s, t=t).log_prob(b) for a, b, s, t in steps
     )
     np.testing.assert_allclose(got, expected, rtol=1e-12)
     assert trace["x_path"]["value"].shape == (NUM_STEPS, 2)
@@ -65,7 +65,7 @@ def test_reverse_density_is_the_sum_over_steps_downwards(reverse):
     got, _ = log_density(nd.reverse_model, (reverse, (2,), NUM_STEPS), {}, values)
     steps = zip(path[1:], path[:-1], GRID[1:], GRID[:-1], strict=True)
     expected = reverse.forward.terminal((2,)).log_prob(path[-1])
-    expected += sum(reverse.transition(a, t, s).log_prob(b) for a, b, t, s in steps)
+    expected += sum(reverse.transition(a, t=t, s=s).log_prob(b) for a, b, t, s in steps)
     np.testing.assert_allclose(got, expected, rtol=1e-12)
     # The control: the same path in the other direction is another point.
     wrong = {**values, "x_path": path[:-1]}

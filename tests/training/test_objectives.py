@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import numpyro_diffusion as nd
+from numpyro_diffusion.reverse import AbstractTrainableReverse
 from numpyro_diffusion.training import objectives
 
 NUM_STEPS = 6
@@ -188,3 +189,85 @@ def test_denoising_times_are_positive_in_single_precision():
     forward = nd.BernoulliForward(nd.schedules.signal_linear())
     reverse = nd.DenoisingReverse(forward, lambda x, t: jnp.zeros_like(x))
     assert np.isfinite(nd.DenoisingLoss().loss(reverse, bits, key))
+
+
+# The denoising loss at times and with weights of one's own
+
+
+class Clock(AbstractTrainableReverse):
+    """A process whose loss is the time, whatever the event."""
+
+    forward: nd.AbstractForward
+    network: None = None
+    error: None = None
+
+    def output(self, x_t, t):
+        return x_t
+
+    def denoise(self, x_t, t):
+        return x_t
+
+    def loss(self, x0, x_t, t):
+        return jnp.asarray(t)
+
+
+CLOCK = Clock(nd.GaussianForward(nd.schedules.cosine()))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, 1 / 2),
+        ({"times": lambda u: u**2}, 1 / 3),
+        ({"weight": lambda t: t}, 1 / 3),
+        ({"times": lambda u: u**2, "weight": lambda t: t}, 1 / 5),
+        ({"times": lambda u: 0.25 + u / 2}, 1 / 2),
+    ],
+)
+def test_times_and_weights_are_those_that_were_asked_for(options, expected):
+    """E[w(t) t] by the midpoint rule: 1000 evenly spaced times, averaged over offsets."""
+    loss = nd.DenoisingLoss(**options)
+    found = [loss.loss(CLOCK, jnp.zeros((1000, 1)), jr.key(i)) for i in range(4)]
+    # One uniform offset of a thousandth: the rule is off by a thousandth at most.
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def test_a_weighted_loss_has_the_gradient_of_the_weighted_loss():
+    reverse = nd.DenoisingReverse(CLOCK.forward, NETWORK, nd.DataPrediction())
+    fives = nd.DenoisingLoss(weight=lambda t: 5.0 * jnp.ones_like(t))
+
+    def gradient(objective):
+        loss = lambda slope: objective.loss(
+            eqx.tree_at(lambda r: r.network, reverse, lambda x, t: slope * x),
+            DATA,
+            jr.key(0),
+        )
+        return jax.grad(loss)(0.3)
+
+    plain = gradient(nd.DenoisingLoss())
+    np.testing.assert_allclose(gradient(fives), 5 * plain, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("error", "options", "message"),
+    [
+        (TypeError, {"times": 0.5}, "times must be a function or None, got 0.5"),
+        (
+            ValueError,
+            {"times": lambda u: 1 - u},
+            r"times must lead from \(0, 1\] to \(0, 1\]",
+        ),
+        (ValueError, {"times": lambda u: u * jnp.nan}, "times must lead from"),
+        (
+            ValueError,
+            {"weight": lambda t: t - 0.5},
+            "weight must be finite and not neg",
+        ),
+        (ValueError, {"weight": lambda t: jnp.log(0.0 * t)}, "weight must be finite"),
+    ],
+)
+def test_times_and_weights_out_of_range_are_refused(error, options, message):
+    if error is TypeError:  # jaxtyping's in the tests, ours without it
+        message += "|Type-check error"
+    with pytest.raises(error, match=f"DenoisingLoss: {message}"):
+        nd.DenoisingLoss(**options)

@@ -150,7 +150,7 @@ def step_shares(
     """`kept` and `beta` of the steps from `s` to `t`, in double precision."""
     with jax.enable_x64(True):
         s, t = np.asarray(s, np.float64), np.asarray(t, np.float64)
-        kept, beta = schedule.kept(s, t), schedule.beta(s, t)
+        kept, beta = schedule.kept(s=s, t=t), schedule.beta(s=s, t=t)
         return np.asarray(kept, np.float64), np.asarray(beta, np.float64)
 
 

@@ -29,8 +29,6 @@ from jaxtyping import Float
 from numpyro_diffusion.bound import NATS
 from numpyro_diffusion.forward import (
     AbstractForward,
-    BernoulliForward,
-    GaussianForward,
 )
 from numpyro_diffusion.paper2015.optimum._bound import (
     LOG_2PI,
@@ -139,10 +137,10 @@ def _mean_entropy(
     lost: Float[np.ndarray, "..."],
 ) -> Float[np.ndarray, "..."]:
     """Entropy of one entry after a step that keeps and loses these shares, in nats."""
-    if isinstance(forward, GaussianForward):
+    if forward.values is None:
         return np.asarray(0.5 * (LOG_2PI + 1.0 + np.log(lost)))
-    if isinstance(forward, BernoulliForward):
-        rate = np.asarray(forward.rate, np.float64)
+    if (rate := getattr(forward, "rate", None)) is not None:
+        rate = np.asarray(rate, np.float64)
         of_one = bit_entropy(kept + lost * rate, lost * (1.0 - rate))
         of_zero = bit_entropy(lost * rate, kept + lost * (1.0 - rate))
         return np.asarray(rate * of_one + (1.0 - rate) * of_zero)

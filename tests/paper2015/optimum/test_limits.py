@@ -59,9 +59,9 @@ def test_the_lower_bound_is_the_entropy_of_the_posterior(schedule):
     bounds = reverse_entropy_bounds(forward, s, t)
     for i in range(3):
         point = jnp.zeros(())
-        law = forward.posterior(point, point, s[i], t[i])
+        law = forward.posterior(point, point, s=s[i], t=t[i])
         np.testing.assert_allclose(bounds.lower[i], law.entropy(), atol=1e-12)
-        law = forward.transition(point, s[i], t[i])
+        law = forward.transition(point, s=s[i], t=t[i])
         np.testing.assert_allclose(bounds.upper[i], law.entropy(), atol=1e-12)
     bits = reverse_entropy_bounds(forward, s, t, unit=BITS)
     np.testing.assert_allclose(bits.lower, bounds.lower / np.log(2.0))
@@ -81,7 +81,7 @@ def joint_entropies(forward, patterns, s, t):
         return -np.sum(p * np.log(p))
 
     at_s = laws(forward.marginal(jnp.asarray(patterns), s).mean)
-    step = laws(forward.transition(jnp.asarray(states), s, t).mean)
+    step = laws(forward.transition(jnp.asarray(states), s=s, t=t).mean)
     joint = at_s[:, :, None] * step / len(patterns)  # of (x_0, x_s, x_t)
     pair = joint.sum(0)
     true = entropy(pair) - entropy(pair.sum(0))
@@ -206,16 +206,24 @@ def test_refuses_another_process():
     class Other(AbstractForward):
         schedule: AbstractSchedule
 
-        def transition(self, x_s, s, t):
+        @property
+        def support(self):
+            raise NotImplementedError
+
+        @property
+        def values(self):
+            return np.arange(3)
+
+        def transition(self, x_s, *, s, t):
             raise NotImplementedError
 
         def marginal(self, x0, t):
             raise NotImplementedError
 
-        def posterior(self, x_t, x0, s, t):
+        def posterior(self, x_t, x0, *, s, t):
             raise NotImplementedError
 
-        def averaged_posterior(self, x_t, x0_mean, x0_variance, s, t):
+        def averaged_posterior(self, x_t, x0_mean, x0_variance, *, s, t):
             raise NotImplementedError
 
         def terminal(self, event_shape):

@@ -1,11 +1,14 @@
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import numpyro_diffusion as nd
 from numpyro_diffusion.schedules import (
     Geometric,
     Learned,
+    Tabulated,
     cosine,
     geometric,
     learned,
@@ -53,7 +56,7 @@ def test_noise_keeps_its_digits_near_the_data(schedule):
 @every_schedule
 def test_kept_and_beta_are_the_two_shares_of_a_step(schedule):
     s, t = TIMES[:-1], TIMES[1:]
-    kept, beta = schedule.kept(s, t), schedule.beta(s, t)
+    kept, beta = schedule.kept(s=s, t=t), schedule.beta(s=s, t=t)
     np.testing.assert_allclose(kept + beta, 1.0, atol=2e-15)
     np.testing.assert_allclose(
         beta, 1.0 - np.array(schedule.alpha_bar(t) / schedule.alpha_bar(s)), atol=1e-15
@@ -64,7 +67,9 @@ def test_kept_and_beta_are_the_two_shares_of_a_step(schedule):
 def test_steps_multiply(schedule):
     s, u, t = 0.2, 0.35, 0.9
     np.testing.assert_allclose(
-        schedule.kept(s, u) * schedule.kept(u, t), schedule.kept(s, t), rtol=1e-14
+        schedule.kept(s=s, t=u) * schedule.kept(s=u, t=t),
+        schedule.kept(s=s, t=t),
+        rtol=1e-14,
     )
 
 
@@ -83,11 +88,11 @@ def test_signal_linear_is_the_paper_schedule(num_steps):
     schedule, grid = signal_linear(), uniform_grid(num_steps)
     k = np.arange(1, num_steps + 1)
     np.testing.assert_array_equal(schedule.alpha_bar(grid), 1.0 - np.array(grid))
-    beta = np.array(schedule.beta(grid[:-1], grid[1:]))
+    beta = np.array(schedule.beta(s=grid[:-1], t=grid[1:]))
     # the grid's own rounding is magnified where few steps of signal are left
     np.testing.assert_allclose(beta, 1.0 / (num_steps - k + 1), rtol=1e-15 * num_steps)
     assert beta[-1] == 1.0
-    assert schedule.kept(grid[-2], grid[-1]) == 0.0
+    assert schedule.kept(s=grid[-2], t=grid[-1]) == 0.0
     assert np.all(np.isfinite(beta))
 
 
@@ -99,8 +104,8 @@ def test_ends_are_exact(schedule, dtype):
     assert schedule.noise(zero) == 0.0
     assert schedule.alpha_bar(one) == 0.0
     assert schedule.noise(one) == 1.0
-    assert schedule.beta(jnp.asarray(0.9, dtype), one) == 1.0
-    assert schedule.beta(zero, one) == 1.0
+    assert schedule.beta(s=jnp.asarray(0.9, dtype), t=one) == 1.0
+    assert schedule.beta(s=zero, t=one) == 1.0
     assert schedule.angle(zero) == 0.0
     assert schedule.angle(one) == jnp.asarray(jnp.pi / 2, dtype)
 
@@ -137,7 +142,7 @@ def test_beta_is_accurate_in_single_precision_at_both_ends(schedule):
     k = np.array([1, 2, 3, 5, 10, 990, 995, 998, 999, 1000])
     s = (np.float32(k - 1) / np.float32(1000)).astype(np.float32)
     t = (np.float32(k) / np.float32(1000)).astype(np.float32)
-    beta = schedule.beta(jnp.asarray(s), jnp.asarray(t))
+    beta = schedule.beta(s=jnp.asarray(s), t=jnp.asarray(t))
     assert beta.dtype == jnp.float32
     # ten steps from an end a difference cancels one digit; the geometric exponent
     # magnifies rounding by its rate (18) times 100 steps
@@ -145,7 +150,7 @@ def test_beta_is_accurate_in_single_precision_at_both_ends(schedule):
     np.testing.assert_allclose(beta, exact_beta(schedule, s, t), rtol=tol)
     np.testing.assert_allclose(  # and the reference is right
         exact_beta(schedule, s, t),
-        schedule.beta(s.astype(float), t.astype(float)),
+        schedule.beta(s=s.astype(float), t=t.astype(float)),
         rtol=1e-11,
     )
 
@@ -190,8 +195,10 @@ def test_integer_times_are_times():
 def test_a_table_of_betas_is_read_back_and_its_last_step_may_be_one():
     betas = np.array([0.01, 0.2, 0.05, 0.7, 1.0])
     schedule, grid = tabulated(betas), uniform_grid(5)
-    np.testing.assert_allclose(schedule.beta(grid[:-1], grid[1:]), betas, rtol=1e-14)
-    assert schedule.beta(grid[-2], grid[-1]) == 1.0
+    np.testing.assert_allclose(
+        schedule.beta(s=grid[:-1], t=grid[1:]), betas, rtol=1e-14
+    )
+    assert schedule.beta(s=grid[-2], t=grid[-1]) == 1.0
     signal = np.concatenate([[1.0], np.cumprod(1 - betas)])
     np.testing.assert_allclose(schedule.alpha_bar(grid), signal, atol=1e-15)
     np.testing.assert_allclose(schedule.noise(grid), 1 - signal, atol=1e-15)
@@ -214,7 +221,7 @@ def test_signal_linear_as_a_table_is_itself():
 
 def test_reference_code_has_the_released_values():
     schedule, grid = reference_code(), uniform_grid(1000)
-    betas = schedule.beta(grid[:-1], grid[1:])
+    betas = schedule.beta(s=grid[:-1], t=grid[1:])
     assert betas[0] == pytest.approx(0.00199999, abs=5e-9)
     assert betas[1] == pytest.approx(0.00100199, abs=5e-9)
     assert betas[-1] == pytest.approx(0.4999955, abs=5e-8)
@@ -223,7 +230,7 @@ def test_reference_code_has_the_released_values():
 
 def test_a_learned_schedule_starts_log_linear_between_its_ends():
     schedule, grid = learned(40, beta_1=1e-4, alpha_bar_1=0.02), uniform_grid(40)
-    assert schedule.beta(0.0, grid[1]) == pytest.approx(1e-4, rel=1e-12)
+    assert schedule.beta(s=0.0, t=grid[1]) == pytest.approx(1e-4, rel=1e-12)
     assert schedule.alpha_bar(1.0) == pytest.approx(0.02, rel=1e-12)
     ratios = np.log(schedule.noise(grid[1:]) / schedule.alpha_bar(grid[1:]))
     np.testing.assert_allclose(np.diff(ratios, 2), 0.0, atol=1e-12)
@@ -236,10 +243,10 @@ def test_a_learned_schedule_moves_but_keeps_its_first_step():
     start = learned(6, beta_1=0.01)
     moved = Learned(0.01, start.log_increments + jnp.array([0.3, -0.2, 0.1, 0.5, -1.0]))
     grid = uniform_grid(6)
-    assert moved.beta(0.0, grid[1]) == pytest.approx(0.01, rel=1e-12)
-    betas = moved.beta(grid[:-1], grid[1:])
+    assert moved.beta(s=0.0, t=grid[1]) == pytest.approx(0.01, rel=1e-12)
+    betas = moved.beta(s=grid[:-1], t=grid[1:])
     assert np.all((betas > 0) & (betas < 1))
-    assert not np.allclose(betas[1:], start.beta(grid[:-1], grid[1:])[1:])
+    assert not np.allclose(betas[1:], start.beta(s=grid[:-1], t=grid[1:])[1:])
 
     def lost(log_increments):
         return jnp.sum(Learned(0.01, log_increments).noise(grid) ** 2)
@@ -268,3 +275,132 @@ def test_a_learned_schedule_moves_but_keeps_its_first_step():
 def test_bad_step_lists_are_named(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+# What comes from outside
+
+
+STEPWISE = {
+    "tabulated": tabulated([0.1, 0.2, 1.0]),
+    "reference_code": reference_code(10),
+    "learned": learned(5, 0.1),
+}
+ALL = pytest.mark.parametrize(
+    "schedule", (SCHEDULES | STEPWISE).values(), ids=SCHEDULES | STEPWISE
+)
+
+
+@ALL
+@pytest.mark.parametrize("read", ["alpha_bar", "noise", "angle"])
+@pytest.mark.parametrize("t", [np.nan, -0.1, 1.1, np.inf])
+def test_times_outside_the_unit_interval_are_refused(schedule, read, t):
+    """They gave NaN, or the value at the nearer end, without a word."""
+    name = type(schedule).__name__
+    for value in (t, jnp.array([0.5, t]), np.float32(t)):
+        with pytest.raises(ValueError, match=rf"{name}: t must lie in \[0, 1\], got"):
+            getattr(schedule, read)(value)
+
+
+@ALL
+def test_angles_outside_the_quarter_turn_are_refused(schedule):
+    for angle in (np.nan, -0.1, 1.6):
+        with pytest.raises(ValueError, match=r": angle must lie in \[0, pi / 2\], got"):
+            schedule.time(angle)
+
+
+@ALL
+def test_swapped_times_are_refused(schedule):
+    for read in (schedule.kept, schedule.beta):
+        with pytest.raises(ValueError, match=r"s must not be later than t, got s=0\.6"):
+            read(s=0.6, t=0.4)
+        read(s=jnp.array([0.1, 0.4]), t=0.4)
+
+
+@ALL
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64, jnp.bfloat16])
+def test_rounded_ends_are_ends(schedule, dtype):
+    """`time(angle(1))` may come out one rounding past 1."""
+    one = jnp.ones((), dtype)
+    schedule.alpha_bar(schedule.time(schedule.angle(one)))
+    schedule.alpha_bar(one * (1 + jnp.finfo(dtype).eps))
+
+
+@ALL
+def test_traced_times_are_left_to_the_program(schedule):
+    """What is checked must be known: the checks cost a compiled program nothing."""
+    assert jnp.isfinite(jax.jit(lambda t: schedule.alpha_bar(t))(0.5))
+    jax.vmap(lambda s, t: schedule.beta(s=s, t=t))(*jnp.array([[0.1, 0.2], [0.2, 0.3]]))
+    jax.grad(lambda t: schedule.noise(t))(0.3)
+
+
+@ALL
+def test_every_schedule_can_be_saved(schedule, tmp_path):
+    nd.save(tmp_path / "a.nd", schedule)
+    assert eqx.tree_equal(nd.load(tmp_path / "a.nd"), schedule)
+
+
+def test_there_is_one_way_to_make_a_schedule():
+    """`Cosine` and `cosine()` stood side by side."""
+    public = [getattr(nd.schedules, name) for name in nd.schedules.__all__]
+    assert [v for v in public if isinstance(v, type)] == [nd.schedules.AbstractSchedule]
+
+
+@pytest.mark.parametrize("number", [np.int64(4), np.int8(4), np.array(4), jnp.array(4)])
+def test_integers_of_numpy_and_jax_are_numbers_of_steps(number):
+    np.testing.assert_array_equal(uniform_grid(number), uniform_grid(4))
+    assert len(learned(number, 0.1).log_increments) == 3
+    assert len(reference_code(number).signal) == 5
+
+
+@pytest.mark.parametrize(
+    "make", [uniform_grid, reference_code, lambda n: learned(n, 0.1)]
+)
+@pytest.mark.parametrize(
+    ("number", "error"),
+    [(True, TypeError), (np.bool_(True), Exception), (10**9, ValueError)],
+    ids=str,
+)
+def test_truth_values_and_huge_numbers_are_no_numbers_of_steps(make, number, error):
+    """A grid of 1e9 steps asked for 24 GB."""
+    with pytest.raises(error, match="num_steps"):
+        make(number)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: tabulated(np.array(["a", "b"])), r"tabulated: betas must be"),
+        (
+            lambda: tabulated(np.array([True])),
+            r"tabulated: betas must be a list of numbers",
+        ),
+        (lambda: geometric(jnp.array(True), 1.0), r"Geometric: 0 < nsr_min < nsr_max"),
+        (lambda: learned(5, jnp.ones(2)), r"learned: beta_1 must lie in \[0, 1\]"),
+    ],
+)
+def test_what_is_no_number_is_named(build, message):
+    # the annotation (checked in tests) or the function itself refuses
+    with pytest.raises(TypeError, match=rf"{message}|beta_1|nsr_min"):
+        build()
+
+
+@pytest.mark.parametrize(
+    ("signal", "lost"),
+    [
+        ([1.0, np.nan], [0.0, 1.0]),
+        ([1.0, 0.5], [0.0, 0.9]),
+        ([1.0, 0.5, 0.6], [0.0, 0.5, 0.4]),
+        ([0.9, 0.5], [0.1, 0.5]),
+        ([1.0], [0.0]),
+    ],
+    ids=["nan", "sum", "rising", "start", "one"],
+)
+def test_tables_of_no_sense_are_refused(signal, lost):
+    with pytest.raises(ValueError, match="Tabulated: signal must fall from 1"):
+        Tabulated(jnp.array(signal), jnp.array(lost))
+
+
+def test_numpy_numbers_become_numbers():
+    schedule = geometric(np.float64(0.1), np.float64(10.0))
+    assert (type(schedule.nsr_min), type(schedule.nsr_max)) == (float, float)
+    assert type(learned(5, np.float64(0.1)).beta_1) is float

@@ -1,0 +1,178 @@
+"""Checks of numbers where they enter: one rule for each kind, in every room.
+
+Each says who was called and which argument it is, what must hold and what came: a
+`TypeError` if it is no number of the kind at all, a `ValueError` if it is out of range.
+NumPy's and JAX's scalars pass and come back as Python's own numbers, which are hashable and
+which JSON can hold. Truth values are no numbers here: `num_steps=True` is a slip.
+"""
+
+import math
+import numbers
+import operator
+from typing import Any
+
+import numpy as np
+
+__all__ = [
+    "MAX_NUM_STEPS",
+    "checked_instance",
+    "checked_integer",
+    "checked_num_steps",
+    "checked_positive",
+    "checked_real",
+    "checked_share",
+]
+
+# The longest chains in use have a few thousand steps, and a grid of a million times takes
+# 8 MB. What is longer is a slip or a damaged file, and would fill the memory.
+MAX_NUM_STEPS = 1_000_000
+
+
+def checked_integer(caller: str, name: str, value: Any, minimum: int = 1) -> int:
+    """An integer of at least a minimum.
+
+    Args:
+        caller: Class or function that was called, for the message.
+        name: Its argument, for the message.
+        value: What came.
+        minimum: The least that is allowed.
+
+    Raises:
+        TypeError: `value` is not an integer, or not known before the program runs.
+        ValueError: It is below the minimum.
+    """
+    least = (
+        "a positive integer" if minimum == 1 else f"an integer of at least {minimum}"
+    )
+    wrong = f"{caller}: {name} must be {least}, got {value!r}."
+    if _is_truth_value(value):
+        raise TypeError(wrong)
+    try:
+        found = operator.index(value)
+    except TypeError:
+        raise TypeError(wrong) from None
+    if found < minimum:
+        raise ValueError(wrong)
+    return found
+
+
+def checked_num_steps(caller: str, value: Any, name: str = "num_steps") -> int:
+    """A number of steps: a positive integer, not above `MAX_NUM_STEPS`.
+
+    Args:
+        caller: Class or function that was called, for the message.
+        value: What came.
+        name: Its argument, for the message.
+
+    Raises:
+        TypeError: `value` is not an integer, or not known before the program runs.
+        ValueError: It is not positive, or too large.
+    """
+    found = checked_integer(caller, name, value)
+    if found > MAX_NUM_STEPS:
+        raise ValueError(
+            f"{caller}: {name} must be at most {MAX_NUM_STEPS}, got {value!r}."
+        )
+    return found
+
+
+def checked_real(caller: str, name: str, value: Any, needed: str = "finite") -> float:
+    """A finite number.
+
+    Args:
+        caller: Class or function that was called, for the message.
+        name: Its argument, for the message.
+        value: What came: a number, or an array of no dimensions.
+        needed: What it must be, for the message.
+
+    Raises:
+        TypeError: `value` is not a real number, or not known before the program runs.
+        ValueError: It is infinite or not a number.
+    """
+    wrong = f"{caller}: {name} must be {needed}, got {value!r}."
+    is_scalar = isinstance(value, numbers.Real) or (
+        hasattr(value, "dtype") and np.ndim(value) == 0
+    )
+    if _is_truth_value(value) or not is_scalar:
+        raise TypeError(wrong)
+    try:
+        found = float(value)
+    except TypeError:
+        raise TypeError(wrong) from None
+    if not math.isfinite(found):
+        raise ValueError(wrong)
+    return found
+
+
+def checked_positive(caller: str, name: str, value: Any) -> float:
+    """A finite number above zero.
+
+    Args:
+        caller: Class or function that was called, for the message.
+        name: Its argument, for the message.
+        value: What came.
+
+    Raises:
+        TypeError: `value` is not a real number.
+        ValueError: It is not positive, or not finite.
+    """
+    needed = "positive and finite"
+    found = checked_real(caller, name, value, needed)
+    if found <= 0.0:
+        raise ValueError(f"{caller}: {name} must be {needed}, got {value!r}.")
+    return found
+
+
+def checked_share(
+    caller: str, name: str, value: Any, *, ends_allowed: bool = True
+) -> float:
+    """A number between 0 and 1.
+
+    Args:
+        caller: Class or function that was called, for the message.
+        name: Its argument, for the message.
+        value: What came.
+        ends_allowed: Whether 0 and 1 themselves are allowed.
+
+    Raises:
+        TypeError: `value` is not a real number.
+        ValueError: It does not lie there.
+    """
+    needed = "in [0, 1]" if ends_allowed else "in (0, 1)"
+    wrong = f"{caller}: {name} must lie {needed}, got {value!r}."
+    try:
+        found = checked_real(caller, name, value)
+    except (TypeError, ValueError) as error:
+        raise type(error)(wrong) from None
+    inside = 0.0 <= found <= 1.0 if ends_allowed else 0.0 < found < 1.0
+    if not inside:
+        raise ValueError(wrong)
+    return found
+
+
+def checked_instance(
+    caller: str, name: str, value: Any, kind: type, example: str
+) -> Any:
+    """An instance of a class.
+
+    Args:
+        caller: Class or function that was called, for the message.
+        name: Its argument, for the message.
+        value: What came.
+        kind: The class.
+        example: How to make one, for the message.
+
+    Raises:
+        TypeError: `value` is not an instance.
+    """
+    if not isinstance(value, kind):
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
+        raise TypeError(
+            f"{caller}: {name} must be {article} {kind.__name__}, as {example}, got "
+            f"{value!r}."
+        )
+    return value
+
+
+def _is_truth_value(value: Any) -> bool:
+    return isinstance(value, bool) or getattr(value, "dtype", None) == np.dtype(bool)

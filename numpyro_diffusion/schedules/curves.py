@@ -1,0 +1,136 @@
+"""Schedules in closed form."""
+
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from numpyro_diffusion.checks import checked_real
+from numpyro_diffusion.registry import register
+from numpyro_diffusion.schedules.base import (
+    AbstractSchedule,
+    checked_angle,
+    checked_time,
+)
+
+__all__ = [
+    "Cosine",
+    "Geometric",
+    "SignalLinear",
+    "cosine",
+    "geometric",
+    "signal_linear",
+]
+
+
+@register
+class SignalLinear(AbstractSchedule):
+    """The schedule of `signal_linear`."""
+
+    def alpha_bar(self, t: ArrayLike) -> Float[Array, "..."]:
+        return 1.0 - checked_time(self, t)
+
+    def noise(self, t: ArrayLike) -> Float[Array, "..."]:
+        return checked_time(self, t)
+
+    def time(self, angle: ArrayLike) -> Float[Array, "..."]:
+        return jnp.sin(checked_angle(self, angle)) ** 2
+
+
+@register
+class Cosine(AbstractSchedule):
+    """The schedule of `cosine`."""
+
+    def alpha_bar(self, t: ArrayLike) -> Float[Array, "..."]:
+        # The sine of the complement is exactly 0 at t = 1, which the cosine is not.
+        return jnp.sin(0.5 * jnp.pi * (1.0 - checked_time(self, t))) ** 2
+
+    def noise(self, t: ArrayLike) -> Float[Array, "..."]:
+        return jnp.sin(0.5 * jnp.pi * checked_time(self, t)) ** 2
+
+    def time(self, angle: ArrayLike) -> Float[Array, "..."]:
+        return 2.0 / jnp.pi * checked_angle(self, angle)
+
+
+@register
+class Geometric(AbstractSchedule):
+    r"""The schedule of `geometric`.
+
+    Attributes:
+        nsr_min: $r_{\min}$, the ratio at which the growth sets in (dimensionless).
+        nsr_max: $r_{\max}$, the ratio at the noise end.
+    """
+
+    nsr_min: float
+    nsr_max: float
+
+    def __init__(self, nsr_min: float, nsr_max: float) -> None:
+        wrong = (
+            "Geometric: 0 < nsr_min < nsr_max < infinity must hold, got "
+            f"nsr_min={nsr_min!r}, nsr_max={nsr_max!r}."
+        )
+        try:
+            self.nsr_min = checked_real("Geometric", "nsr_min", nsr_min)
+            self.nsr_max = checked_real("Geometric", "nsr_max", nsr_max)
+        except (TypeError, ValueError) as error:
+            raise type(error)(wrong) from None
+        if not 0.0 < self.nsr_min < self.nsr_max:
+            raise ValueError(wrong)
+
+    @property
+    def _log_ratio(self) -> Float[Array, ""]:
+        return jnp.log(self.nsr_max / self.nsr_min)
+
+    def _noise_to_signal(self, t: ArrayLike) -> Float[Array, "..."]:
+        return self.nsr_min * jnp.expm1(checked_time(self, t) * self._log_ratio)
+
+    def alpha_bar(self, t: ArrayLike) -> Float[Array, "..."]:
+        return 1.0 / (1.0 + self._noise_to_signal(t))
+
+    def noise(self, t: ArrayLike) -> Float[Array, "..."]:
+        ratio = self._noise_to_signal(t)
+        return ratio / (1.0 + ratio)
+
+    def time(self, angle: ArrayLike) -> Float[Array, "..."]:
+        ratio = jnp.tan(checked_angle(self, angle)) ** 2
+        return jnp.log1p(ratio / self.nsr_min) / self._log_ratio
+
+
+def signal_linear() -> SignalLinear:
+    r"""The 2015 paper's schedule for Bernoulli diffusion, $\bar\alpha(t) = 1 - t$.
+
+    Each step erases an equal share of the original signal. On the grid $k/T$ this is
+    $\beta_k = 1 / (T - k + 1)$, so that $\beta_T = 1$.
+
+    Source: Sohl-Dickstein et al. 2015, section 2.4.1.
+    """
+    return SignalLinear()
+
+
+def cosine() -> Cosine:
+    r"""The default for Gaussian diffusion, $\bar\alpha(t) = \cos^2(\pi t / 2)$.
+
+    The angle is linear in time. Unlike Nichol and Dhariwal's curve it has no offset:
+    nothing needs clipping here, and both ends are exact.
+
+    Source: Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 17, with s = 0.
+    """
+    return Cosine()
+
+
+def geometric(nsr_min: float = 1e-4, nsr_max: float = 1e4) -> Geometric:
+    r"""Noise-to-signal ratio that grows geometrically with time.
+
+    $(1 - \bar\alpha) / \bar\alpha = r_{\min} \big((r_{\max} / r_{\min})^t - 1\big)$. The
+    shift by one makes $t = 0$ exactly the data; beyond the first few steps the
+    signal-to-noise ratio is log-linear in time. At $t = 1$ a share of about
+    $1 / r_{\max}$ of the signal is left.
+
+    Args:
+        nsr_min: $r_{\min}$, the ratio at which the growth sets in (dimensionless).
+        nsr_max: $r_{\max}$, the ratio at the noise end.
+
+    Raises:
+        TypeError: One is not a number.
+        ValueError: They are not positive, finite and increasing.
+    """
+    return Geometric(nsr_min, nsr_max)

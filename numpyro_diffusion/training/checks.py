@@ -1,0 +1,207 @@
+"""What `fit` refuses: data that a process cannot learn from, networks that do not fit."""
+
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from numpyro_diffusion.datasets import Scaling
+from numpyro_diffusion.reverse import AbstractTrainableReverse
+from numpyro_diffusion.training.events import Events, standard_scaling, standardised
+from numpyro_diffusion.training.sources import FromFunction
+
+__all__ = [
+    "check_events",
+    "check_first_batch",
+    "check_held_out",
+    "check_losses",
+    "checked_scaling",
+]
+
+# Events whose power is judged where it would cost too much to look at all.
+_SAMPLE = 1024
+# Fewer say nothing of a variance: the mean square of three normal numbers is below a tenth
+# once in thirty times.
+_ENOUGH = 32
+
+
+def check_events(
+    reverse: AbstractTrainableReverse,
+    events: Events,
+    name: str,
+    scaling: Scaling | None,
+    device_bytes: int,
+) -> None:
+    """Refuse events that are not finite, or not what process and network expect.
+
+    All are looked at if they fit the device and are not scaled; else some, evenly spaced.
+
+    Raises:
+        ValueError: They are.
+    """
+    is_small = events.nbytes <= device_bytes
+    if is_small and scaling is None:
+        found = events.take(slice(None))
+    else:
+        found = events.sample(_SAMPLE)
+    _check_finite(name, found)
+    x0 = np.asarray(standardised(scaling, found))
+    reverse.check_data(f"fit: {name}", x0)
+    _check_network(reverse, events.event_shape, x0.dtype, name)
+    if is_small and scaling is not None:
+        for piece in events.pieces():
+            _check_finite(name, piece)
+
+
+def check_first_batch(
+    reverse: AbstractTrainableReverse,
+    source: FromFunction,
+    event_shape: tuple[int, ...],
+    scaling: Scaling | None,
+    batch_size: int | None,
+) -> None:
+    """Refuse a function whose first batch is not made of such events.
+
+    Raises:
+        ValueError: It is not, or of another size than was asked for.
+    """
+    batch = source.first_batch
+    if batch.shape[1:] != event_shape:
+        raise ValueError(
+            f"fit: data must return events of shape {event_shape} like validation, got "
+            f"{batch.shape[1:]}."
+        )
+    if batch_size is not None and len(batch) != batch_size:
+        raise ValueError(
+            f"fit: data must return batches of batch_size = {batch_size} events, got "
+            f"{len(batch)}."
+        )
+    _check_finite("the first batch of data", batch)
+    if len(batch) >= _ENOUGH:
+        x0 = np.asarray(standardised(scaling, batch))
+        reverse.check_data("fit: the first batch of data", x0)
+
+
+def check_held_out(
+    reverse: AbstractTrainableReverse,
+    train: Any,
+    held_out: Events,
+    scaling: Scaling | None,
+    device_bytes: int,
+) -> None:
+    """Refuse held-out events that are not like those that are trained on.
+
+    Raises:
+        ValueError: They are not.
+    """
+    if isinstance(train, Events) and held_out.event_shape != train.event_shape:
+        raise ValueError(
+            f"fit: validation must hold events of shape {train.event_shape} like data, "
+            f"got {held_out.event_shape}."
+        )
+    check_events(reverse, held_out, "validation", scaling, device_bytes)
+
+
+def checked_scaling(
+    reverse: AbstractTrainableReverse,
+    scaling: Any,
+    data: Any,
+    event_shape: tuple[int, ...],
+    device_bytes: int,
+) -> Scaling | None:
+    """The scaling that was given, or fitted to the events to train on.
+
+    Raises:
+        TypeError: It is none.
+        ValueError: Entries are not real, or cannot be scaled in this way.
+    """
+    if scaling is None:
+        return None
+    if reverse.forward.values is not None:
+        raise ValueError(
+            "fit: scaling must be None for entries that take finitely many values, as "
+            f"those of {type(reverse.forward).__name__} do, got {scaling!r}."
+        )
+    if isinstance(scaling, Scaling):
+        scaling.check_shape("fit", event_shape)
+        return scaling
+    if not (isinstance(scaling, str) and scaling == "standard"):
+        raise TypeError(
+            'fit: scaling must be None, "standard" or a datasets.Scaling, got '
+            f"{scaling!r}."
+        )
+    if not isinstance(data, Events):
+        raise ValueError(  # noqa: TRY004 -- as a datasets.Scaling it would be right
+            "fit: scaling must be a datasets.Scaling where data are a function, for "
+            'instance Scaling.fit(validation), got "standard": there is no training set '
+            "to take a mean of."
+        )
+    return standard_scaling(data, device_bytes)
+
+
+def check_losses(
+    losses: np.ndarray,
+    first: int,
+    count: int,
+    checkpoint: str | os.PathLike[str] | None,
+    *,
+    all_seen: bool,
+) -> None:
+    """Stop at a loss that is not finite.
+
+    Args:
+        losses: Of all steps.
+        first: First step to look at.
+        count: Number of steps to look at.
+        checkpoint: Where the last good state is.
+        all_seen: Whether all events were looked at before the start.
+
+    Raises:
+        FloatingPointError: A loss is not finite.
+    """
+    bad = ~np.isfinite(losses[first : first + count])
+    if bad.any():
+        cause = "" if all_seen else " Or the data of that step hold a NaN or infinity."
+        kept = "" if checkpoint is None else f" The last good state is in {checkpoint}."
+        raise FloatingPointError(
+            f"fit: the loss became NaN or infinite at step {first + int(bad.argmax())}; "
+            f"try a smaller learning rate.{cause}{kept}"
+        )
+
+
+def _check_network(
+    reverse: AbstractTrainableReverse,
+    event_shape: tuple[int, ...],
+    dtype: Any,
+    name: str,
+) -> None:
+    """Refuse a network that does not answer for such events as the process needs.
+
+    Raises:
+        ValueError: It fails, or its output has another shape.
+    """
+    expected = reverse.output_shape(event_shape)
+    x = jax.ShapeDtypeStruct(event_shape, dtype)
+    try:
+        output = jax.eval_shape(lambda x: reverse.output(x, jnp.array(0.5)), x)
+    except Exception as error:
+        raise ValueError(
+            f"fit: the network does not accept events of shape {event_shape}, the "
+            f"shape of {name} without its first axis: {error}"
+        ) from error
+    if output.shape != expected:
+        raise ValueError(
+            f"fit: for {name} of events of shape {event_shape} the network must "
+            f"return an array of shape {expected}, got {output.shape}."
+        )
+
+
+def _check_finite(name: str, data: np.ndarray) -> None:
+    bad = np.size(data) - np.count_nonzero(np.isfinite(data))
+    if bad:
+        raise ValueError(
+            f"fit: {name} must be finite, got {bad} NaN or infinite entries among "
+            f"{data.size}."
+        )

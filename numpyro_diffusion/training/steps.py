@@ -1,0 +1,97 @@
+"""Optimiser steps, several in one compiled program."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, PyTree
+
+from numpyro_diffusion.datasets import Scaling
+from numpyro_diffusion.training.events import standardised
+from numpyro_diffusion.training.objectives import AbstractObjective
+
+__all__ = ["State", "compiled_steps", "default_optimizer", "one_step"]
+
+
+class State(NamedTuple):
+    """What changes from step to step.
+
+    Attributes:
+        params: What is trained.
+        average: Its moving average.
+        optimizer: The optimiser's own state.
+    """
+
+    params: PyTree
+    average: PyTree
+    optimizer: PyTree
+
+
+def one_step(
+    static: PyTree,
+    objective: AbstractObjective,
+    optimizer: optax.GradientTransformation,
+    ema_decay: float,
+    scaling: Scaling | None = None,
+) -> Callable:
+    """A function `(state, events, key, index) -> (state, loss)`.
+
+    Args:
+        static: The process without what is trained.
+        objective: What is minimised.
+        optimizer: How.
+        ema_decay: Decay per step of the average.
+        scaling: From the events' units to the network's: batch by batch, so that images
+            stay the small integers they are until they are needed.
+    """
+
+    def batch_loss(params: PyTree, x0: Array, key: Array) -> Array:
+        return objective.loss(eqx.combine(params, static), x0, key)
+
+    def step(state: State, events: Array, key: Array, index: Array) -> tuple:
+        step_key = jax.random.fold_in(key, index)
+        x0 = standardised(scaling, events)
+        loss, grads = jax.value_and_grad(batch_loss)(state.params, x0, step_key)
+        updates, opt_state = optimizer.update(grads, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        # A short memory at first, or the average would remember the random start.
+        decay = jnp.minimum(ema_decay, (1.0 + index) / (10.0 + index))
+        average = jax.tree.map(
+            lambda a, p: (decay * a + (1.0 - decay) * p).astype(p.dtype),
+            state.average,
+            params,
+        )
+        return State(params, average, opt_state), loss
+
+    return step
+
+
+def compiled_steps(step: Callable, steps_per_call: int) -> Callable:
+    """A compiled function that runs up to `steps_per_call` optimiser steps."""
+
+    def many(
+        state: State, data: Array, batches: Array, key: Array, first: Any, count: Any
+    ) -> tuple[State, Array]:
+        if steps_per_call == 1:
+            state, loss = step(state, data[batches[0]], key, jnp.asarray(first))
+            return state, loss[None]
+
+        def body(i: Array, carry: tuple) -> tuple:
+            state, losses = carry
+            state, loss = step(state, data[batches[i]], key, first + i)
+            return state, losses.at[i].set(loss)
+
+        losses = jnp.zeros(steps_per_call)
+        return jax.lax.fori_loop(0, count, body, (state, losses))
+
+    return jax.jit(many)
+
+
+def default_optimizer(num_steps: int) -> optax.GradientTransformation:
+    """Adam, warmed up over 5 % of the steps, on gradients of norm one at most."""
+    warmup = max(1, num_steps // 20)
+    rate = optax.warmup_cosine_decay_schedule(0.0, 1e-3, warmup, max(num_steps, 2))
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
