@@ -12,6 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jax.core import Tracer
 from jaxtyping import Array, Float, Num
 from numpyro.distributions import constraints
 from numpyro.distributions.util import validate_sample
@@ -271,7 +272,7 @@ def _no_density(value: Array, event_ndim: int) -> Float[Array, "..."]:
         "`numpyro_diffusion.variational_bound` or `importance_log_prob`, or a "
         "particle kernel of `numpyro_diffusion.infer`, which needs no density."
     )
-    if not isinstance(value, jax.core.Tracer):
+    if not isinstance(value, Tracer):
         raise NotImplementedError(message)
     axes = tuple(range(value.ndim - event_ndim, value.ndim))
     density = jnp.sum(value, axis=axes) * jnp.ones(())
