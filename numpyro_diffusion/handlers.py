@@ -16,9 +16,15 @@ from numpyro_diffusion.guidance import (
     default_guidance,
     guided_sample,
 )
+from numpyro_diffusion.model.checks import check_drawable
 from numpyro_diffusion.model.messengers import OmitPrior, zeros_like_site
-from numpyro_diffusion.model.problem import Problem, chosen_sites, followers_of
-from numpyro_diffusion.model.sites import is_diffusion_site
+from numpyro_diffusion.model.problem import (
+    Problem,
+    chosen_sites,
+    followers_of,
+    free_latents,
+)
+from numpyro_diffusion.model.sites import is_diffusion_site, traced
 
 __all__ = ["diffusion_sites", "guide"]
 
@@ -95,7 +101,13 @@ def guide(
             names = chosen_sites(model, args, kwargs, site, CALLER)
             followers = followers_of(model, names, args, kwargs, CALLER)
         with _Others(names, followers) as others:
-            model(*args, **kwargs)
+            try:
+                model(*args, **kwargs)
+            except NotImplementedError:  # what cannot be drawn and nobody has given
+                with block():
+                    free = free_latents(model, args, kwargs)
+                    check_drawable(traced(model, args, kwargs, {}), free, CALLER)
+                raise
         key = numpyro.prng_key()
         values = {}
         if key is not None:

@@ -12,6 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jax.core import Tracer
 from jaxtyping import Array, Float, Num
 from numpyro.distributions import constraints
 from numpyro.distributions.util import validate_sample
@@ -19,8 +20,8 @@ from numpyro.distributions.util import validate_sample
 from numpyro_diffusion.checks import (
     checked_array,
     checked_instance,
-    checked_integer,
     checked_key,
+    checked_num_steps,
     checked_shape,
 )
 from numpyro_diffusion.datasets import Scaling
@@ -186,39 +187,43 @@ class DiffusionPrior(dist.Distribution):
         """Draw events, shape `sample_shape + event_shape`."""
         caller = "DiffusionPrior.sample"
         key = jnp.asarray(checked_key(caller, "key", key))
-        shape = _checked_sample_shape(caller, sample_shape)
+        shape = checked_shape(caller, "sample_shape", sample_shape, minimum=0)
         draws = _sample(self._arrays, self._static, key, shape, self.event_shape)
         return self.restored(draws)
 
-    @validate_sample
     def log_prob(self, value: Array, intermediates: Any = None) -> Float[Array, "..."]:
         """Log density in nats, shape `value.shape[: -len(event_shape)]`.
 
         Raises:
-            NotImplementedError: The prior is over bits.
+            NotImplementedError: The prior is over bits (a RuntimeError under `jit`).
             TypeError: `value` is not an array of real numbers.
-            ValueError: It is known and not finite.
+            ValueError: It is known and not finite, or of another shape.
         """
-        if not self.is_continuous:
-            raise NotImplementedError(
-                "DiffusionPrior: bits have no probability flow; use "
-                "`numpyro_diffusion.variational_bound` or `importance_log_prob`, or a "
-                "particle kernel of `numpyro_diffusion.infer`, which needs no density."
-            )
         checked_array("DiffusionPrior.log_prob", "value", value, empty=True)
         value = jnp.asarray(value)
-        if value.shape[value.ndim - len(self.event_shape) :] != self.event_shape:
+        if (
+            value.shape[max(0, value.ndim - len(self.event_shape)) :]
+            != self.event_shape
+        ):
             raise ValueError(
-                f"DiffusionPrior.log_prob: value must end in the event's shape "
+                "DiffusionPrior.log_prob: value must end in the event's shape "
                 f"{self.event_shape}, got shape {value.shape}."
             )
+        if value.size == 0:  # NumPyro's validation divides by the number of events
+            event_ndim = len(self.event_shape)
+            return jnp.zeros(value.shape[: value.ndim - event_ndim])
+        return self._log_prob(value)
+
+    @validate_sample
+    def _log_prob(self, value: Array) -> Float[Array, "..."]:
+        if not self.is_continuous:
+            return _no_density(value, len(self.event_shape))
         if jnp.issubdtype(value.dtype, jnp.floating) and value.dtype.itemsize < 4:
             value = value.astype(jnp.float32)
-        x = self.standardised(value)
+        x, scaling = self.standardised(value), self.scaling
         density = _log_prob(
             self._arrays, self._static, x, len(self.event_shape), self.flow
         )
-        scaling = self.scaling
         if scaling is None:
             return density
         # The Jacobian of the change of units.
@@ -261,7 +266,7 @@ def _sample(
     # make them took half a millisecond.
     reverse, sampler, _ = eqx.combine(arrays, static)
     keys = jax.random.split(key, math.prod(sample_shape))
-    draws = jax.vmap(lambda key: sampler.sample(reverse, key, event_shape))(keys)
+    draws = jax.vmap(lambda key: sampler.sample(key, reverse, event_shape))(keys)
     return draws.reshape(sample_shape + event_shape)
 
 
@@ -271,18 +276,25 @@ def _log_prob(
 ) -> Float[Array, "..."]:
     reverse, _, _ = eqx.combine(arrays, static)
     batch_shape = value.shape[: value.ndim - event_ndim]
-    # Not -1: of no events there are none, whatever their shape.
-    num_events = math.prod(batch_shape)
-    events = value.reshape(num_events, *value.shape[len(batch_shape) :])
+    events = value.reshape(-1, *value.shape[len(batch_shape) :])
     return jax.vmap(lambda x: flow.log_prob(reverse, x))(events).reshape(batch_shape)
 
 
-def _checked_sample_shape(caller: str, shape: Any) -> tuple[int, ...]:
-    if not isinstance(shape, tuple | list):
-        raise TypeError(
-            f"{caller}: sample_shape must be a tuple of integers, got {shape!r}."
-        )
-    return tuple(checked_integer(caller, "sample_shape", n, 0) for n in shape)
+def _no_density(value: Array, event_ndim: int) -> Float[Array, "..."]:
+    """Refuse to evaluate a density; but who only asks what depends on what shall hear it.
+
+    NumPyro traces densities for `render_model` and `get_dependencies` without running them.
+    """
+    message = (
+        "DiffusionPrior: bits have no probability flow; use "
+        "`numpyro_diffusion.variational_bound` or `importance_log_prob`, or a "
+        "particle kernel of `numpyro_diffusion.infer`, which needs no density."
+    )
+    if not isinstance(value, Tracer):
+        raise NotImplementedError(message)
+    axes = tuple(range(value.ndim - event_ndim, value.ndim))
+    density = jnp.sum(value, axis=axes) * jnp.ones(())
+    return eqx.error_if(density, jnp.ones((), bool), message)
 
 
 def _checked_sampler(
@@ -290,9 +302,7 @@ def _checked_sampler(
 ) -> AbstractSampler:
     if sampler is None:
         num_steps = 200 if num_steps is None else num_steps
-        return Ancestral(
-            checked_integer("DiffusionPrior", "num_steps", num_steps, minimum=1)
-        )
+        return Ancestral(checked_num_steps("DiffusionPrior", num_steps))
     if num_steps is not None:
         raise ValueError(
             "DiffusionPrior: num_steps must be left out where a sampler is given, which "

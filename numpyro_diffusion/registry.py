@@ -1,15 +1,7 @@
 """Which classes a file may name, and how each is taken apart and put together.
 
-A file names a class and brings no code: the name is looked up here. There are three sorts
-of classes:
-
-- *config*: has `to_config()` and the classmethod `from_config(config)`. What the first
-  returns is saved and handed to the second.
-- *network*: an Equinox module whose constructor takes hyperparameters and a `key`. Its
-  hyperparameters and its arrays are saved. On loading the constructor runs abstractly
-  (it draws no numbers), then the arrays are put in place.
-- *plain*: any other dataclass, or a named tuple. Its fields are saved and handed to the
-  constructor.
+A file names a class and brings no code: the name is looked up here. A class is of one of
+three sorts, which `register` describes.
 
 The classes that a room exports register themselves (`register_exports`); others do by
 `register`.
@@ -51,7 +43,7 @@ class Entry(NamedTuple):
 
     Attributes:
         cls: The class.
-        sort: How its objects are taken apart: see this module's docstring.
+        sort: How its objects are taken apart: see `register`.
     """
 
     cls: type
@@ -68,10 +60,17 @@ class _MisfitError(TypeError):
 def register(cls: _Class) -> _Class:
     """Make a class known to `save` and `load`, under its name; use it as a decorator.
 
-    A network's constructor must be traceable (`jax.numpy` on its random numbers is
-    fine, `float(...)` of them is not) and keep each hyperparameter as an attribute of
-    the same name. A plain class keeps each constructor argument as the field of the
-    same name.
+    There are three sorts of classes:
+
+    - *config*: has `to_config()` and the classmethod `from_config(config)`. What the
+      first returns is saved and handed to the second.
+    - *network*: an Equinox module whose constructor takes hyperparameters and a `key`.
+      Its hyperparameters and its arrays are saved. On loading the constructor runs
+      abstractly (it draws no numbers), then the arrays are put in place. So it must be
+      traceable (`jax.numpy` on its random numbers is fine, `float(...)` of them is not)
+      and keep each hyperparameter as an attribute of the same name.
+    - *plain*: any other dataclass, or a named tuple. Its fields are saved and handed to
+      the constructor, whose arguments have their names.
 
     Args:
         cls: The class.
@@ -80,7 +79,7 @@ def register(cls: _Class) -> _Class:
         The class, unchanged.
 
     Raises:
-        TypeError: The class fits none of the three sorts of this module.
+        TypeError: The class fits none of the three sorts.
         ValueError: Another class is registered under this name.
     """
     if not isinstance(cls, type):

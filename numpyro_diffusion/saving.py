@@ -4,10 +4,9 @@ An object is taken apart into values that JSON knows, arrays, and registered cla
 On loading, each class is looked up by its name among the registered ones and built by
 its own constructor; the file can name a class but brings no code.
 
-The three sorts of classes, and how a class is registered, are in `registry`.
-
 A value is None, a bool, an int, a float, a string, a NumPy or JAX array, an object of a
-registered class, or a tuple or list of values.
+registered class, or a tuple or list of values. Classes of one's own are registered by
+`register`; those that this library exports are known.
 """
 
 import importlib.metadata
@@ -197,8 +196,8 @@ def _read(path: str | os.PathLike[str]) -> Archive:
         what = f"an archive of kind {kind!r}"
         if kind == _TRAINING:
             what += (
-                ", which `fit(..., checkpoint=path)` keeps of a run: the same call "
-                "resumes it, and `save` writes its result"
+                ", the state of a training run that `fit(..., checkpoint=path)` keeps: "
+                "the same call resumes it, and `save` writes its result"
             )
         raise ArchiveError(
             f"{path} must hold an object saved by numpyro_diffusion.save (an archive "

@@ -74,7 +74,7 @@ def expected_step_kls(reverse, x0s, num_steps):
 
         def kl(x0, noise):
             a, b = jnp.sqrt(schedule.alpha_bar(t)), jnp.sqrt(schedule.noise(t))
-            return step_kl(reverse, x0, a * x0 + b * noise, t, s, jr.key(0))
+            return step_kl(reverse, x0, a * x0 + b * noise, t=t, s=s, key=jr.key(0))
 
         return None, jnp.mean(jax.vmap(jax.vmap(kl, (None, 0)), (0, None))(x0s, noises))
 
@@ -167,7 +167,7 @@ def bit_step_kls(reverse, x0, num_steps):
     def step(total, times):
         t, s = times
         one = reverse.forward.marginal(x0, t).mean[0]
-        kl = lambda bit: step_kl(reverse, x0, jnp.array([bit]), t, s, jr.key(0))
+        kl = lambda bit: step_kl(reverse, x0, jnp.array([bit]), t=t, s=s, key=jr.key(0))
         return total + one * kl(1.0) + (1.0 - one) * kl(0.0), None
 
     return jax.lax.scan(step, jnp.zeros(()), (grid[2:], grid[1:-1]))[0]
@@ -361,7 +361,7 @@ def test_eq14_and_eq38_of_a_small_heartbeat_by_enumeration(rate):
             eq38 += np.sum(joint * (np.log(p[k]).T - np.log(q[k])))
         kls = jax.jit(
             lambda x0, t, s: jax.vmap(
-                lambda x: step_kl(reverse, x0, x, t, s, jr.key(0))
+                lambda x: step_kl(reverse, x0, x, t=t, s=s, key=jr.key(0))
             )(jnp.asarray(CUBE))
         )
         eq14 = forward.marginal(x0, grid[T]).entropy()
@@ -463,7 +463,7 @@ def test_step_kl_without_a_closed_form_is_unbiased():
     x = jnp.linspace(-6.0, 6.0, 4001)[:, None]
     log_q, log_p = q.log_prob(x), p.log_prob(x)
     exact = np.sum(np.exp(log_q) * (log_q - log_p)) * (x[1, 0] - x[0, 0])
-    draw = jax.jit(jax.vmap(lambda key: step_kl(reverse, x0, x_t, t, s, key)))
+    draw = jax.jit(jax.vmap(lambda key: step_kl(reverse, x0, x_t, t=t, s=s, key=key)))
     draws = np.array(draw(jr.split(jr.key(4), 20_000)))
     tol = 5 * draws.std() / np.sqrt(len(draws))  # six in ten million
     assert abs(draws.mean() - exact) < tol

@@ -75,7 +75,6 @@ def test_two_exported_classes_of_one_name_are_refused(monkeypatch):
 
 
 ROOMS = [
-    nd.schedules,
     nd.samplers,
     nd.networks,
     nd.paper2015,
@@ -280,4 +279,14 @@ def test_what_a_constructor_refuses_is_an_archive_error(path):
     header["object"]["values"]["event_shape"] = {"tuple": [3]}
     write_archive(path, header, arrays)
     with pytest.raises(ArchiveError, match=r"a DiffusionPrior that cannot be made: .*"):
+        nd.load(path)
+
+
+def test_a_file_with_a_chain_of_no_end_is_refused(path):
+    """It loaded, and the first draw asked for 24 GB."""
+    nd.save(path, nd.DiffusionPrior(EXACT["mixture"], (2,), 7))
+    header, arrays = read_archive(path)
+    header["object"]["values"]["sampler"]["values"]["num_steps"] = 10**9
+    write_archive(path, header, arrays)
+    with pytest.raises(ArchiveError, match="num_steps must be at most 1000000"):
         nd.load(path)

@@ -47,7 +47,16 @@ LEFT = {
 
 # What is quick to compile; the rest is called by the slow test.
 QUICK = ("schedules.", "Forward", "analytic.", "Denoising", "Prediction", "networks.")
-QUICK += ("paper2015.", "datasets.", "saving.", "control.", "infer.Twisted", "Loss")
+QUICK += (
+    "paper2015.",
+    "datasets.",
+    "saving.",
+    "load",
+    "save",
+    "control.",
+    "infer.Twisted",
+    "Loss",
+)
 QUICK += ("infer.ParticleGibbs", "infer.SplitGibbs", "infer.FlowReparam", "handlers.")
 
 

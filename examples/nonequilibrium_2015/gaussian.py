@@ -102,7 +102,7 @@ def bound_by_points(reverse: GaussianReverse, num_steps: int) -> jax.Array:
         x0 = reverse.eigenvectors @ (jnp.sqrt(reverse.eigenvalues) * point[:dim])
         law = forward.marginal(x0, t)
         x_t = law.mean + jnp.sqrt(law.variance) * point[dim:]
-        return step_kl(reverse, x0, x_t, t, s, jax.random.key(0))
+        return step_kl(reverse, x0, x_t, t=t, s=s, key=jax.random.key(0))
 
     def mean_kl(times: tuple[jax.Array, jax.Array]) -> jax.Array:
         return jnp.mean(jax.vmap(lambda point: kl(point, *times))(points))

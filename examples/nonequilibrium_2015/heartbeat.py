@@ -205,9 +205,9 @@ def scores(
         for process in (reverse, factorised)
     )
     excess = np.asarray(drawn.pointwise - drawn_exact.pointwise)
-    last = jax.jit(jax.vmap(lambda x, key: reconstruction(reverse, x, 1.0 / T, key)))(
-        data, jax.random.split(jax.random.key(3), num)
-    )
+    last = jax.jit(
+        jax.vmap(lambda x, key: reconstruction(reverse, x, t=1.0 / T, key=key))
+    )(data, jax.random.split(jax.random.key(3), num))
     last = np.asarray(last) / nd.BITS
     K = best.K + excess.mean()
     error = lambda values: values.std() / math.sqrt(num)
@@ -245,7 +245,7 @@ def draw(reverse: AbstractReverse, setting: Setting) -> tuple[np.ndarray, ...]:
     @jax.vmap
     def one(key: Array) -> tuple[Array, ...]:
         chain_key, edge_key, last_key = jax.random.split(key, 3)
-        x1 = ancestral_sample(reverse, chain_key, (20,), grid[1:])
+        x1 = ancestral_sample(chain_key, reverse, (20,), grid[1:])
         # The forward kernel, run backwards.
         fixed = FORWARD.transition(x1, s=0.0, t=first)
         learned = reverse.transition(x1, t=first, s=0.0)

@@ -50,12 +50,7 @@ from numpyro_diffusion.networks import MLP
 from numpyro_diffusion.paper2015 import optimum
 from numpyro_diffusion.paper2015.networks import RBFNet
 from numpyro_diffusion.reverse import AbstractReverse
-from numpyro_diffusion.schedules import (
-    AbstractSchedule,
-    Learned,
-    Tabulated,
-    uniform_grid,
-)
+from numpyro_diffusion.schedules import AbstractSchedule, uniform_grid
 
 NUM_UNITS = 16
 RADIUS = 0.3  # of a unit at the start: the distance between centres
@@ -74,7 +69,7 @@ class Spiral(NamedTuple):
     def draw(self, seed: int, num: int) -> Float[Array, "num 2"]:
         return swiss_roll(jax.random.key(seed), num, noise=self.noise)
 
-    def schedule(self, num_steps: int) -> Learned:
+    def schedule(self, num_steps: int) -> AbstractSchedule:
         """Log-linear in signal-to-noise, as long as it is not trained."""
         return nd.schedules.learned(num_steps, self.beta_1, SIGNAL_LEFT)
 
@@ -124,7 +119,7 @@ class Setting(NamedTuple):
 QUICK = Setting(6, 4, 20, 200, 100, 10, 6, 8, 1, 4, 20, 50, 10)
 
 
-def frozen(schedule: AbstractSchedule, num_steps: int) -> Tabulated:
+def frozen(schedule: AbstractSchedule, num_steps: int) -> AbstractSchedule:
     """The same rates, which training leaves alone."""
     grid = uniform_grid(num_steps)
     return nd.schedules.tabulated(schedule.beta(s=grid[:-1], t=grid[1:]))
@@ -166,7 +161,7 @@ def muon(num_steps: int) -> optax.GradientTransformation:
 def train_paper(
     spiral: Spiral, schedule: AbstractSchedule, setting: Setting, quick: bool
 ) -> nd.paper2015.KernelReverse:
-    """The paper's chain, trained on K; a `Learned` schedule with it."""
+    """The paper's chain, trained on K; a learned schedule with it."""
     data = spiral.draw(0, setting.num_train)
     network = RBFNet(
         (2,),

@@ -141,6 +141,7 @@ def step_kl(
     reverse: AbstractReverse,
     x0: Num[Array, "*event"],
     x_t: Num[Array, "*event"],
+    *,
     t: Float[Array, ""] | float,
     s: Float[Array, ""] | float,
     key: Array,
@@ -162,6 +163,7 @@ def step_kl(
 def reconstruction(
     reverse: AbstractReverse,
     x0: Num[Array, "*event"],
+    *,
     t: Float[Array, ""] | float,
     key: Array,
 ) -> Float[Array, ""]:
@@ -235,7 +237,7 @@ def _bound_terms(
             t, s, key = inputs
             noise_key, kl_key = jax.random.split(key)
             x_t = jnp.asarray(forward.marginal(x0, t).sample(noise_key))
-            return None, step_kl(reverse, x0, x_t, t, s, kl_key)
+            return None, step_kl(reverse, x0, x_t, t=t, s=s, key=kl_key)
 
         key, last_key = jax.random.split(key)
         keys = jax.random.split(key, len(grid) - 2)
@@ -246,7 +248,7 @@ def _bound_terms(
             forward.marginal(x0, grid[-1]).entropy(),
             null_log_prob(forward, x0),
             pointwise_correction(forward, x0, grid),
-            reconstruction(reverse, x0, grid[1], last_key),
+            reconstruction(reverse, x0, t=grid[1], key=last_key),
         )
 
     return jax.lax.map(event, (data, keys), batch_size=batch_size)
@@ -263,7 +265,7 @@ def _log_weights(
     forward = reverse.forward
 
     def trajectory(x0: Array, key: Array) -> Array:
-        path = noising_path(forward, key, x0, grid)
+        path = noising_path(key, forward, x0, grid)
 
         def step(total: Array, inputs: tuple[Array, ...]) -> tuple[Array, None]:
             x_s, x_t, s, t = inputs

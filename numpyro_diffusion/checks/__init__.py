@@ -8,7 +8,6 @@ from numpyro_diffusion.checks.arrays import (
     checked_array,
     checked_grid,
     checked_key,
-    checked_order,
     checked_shape,
     checked_time,
     checked_weights,
@@ -16,10 +15,12 @@ from numpyro_diffusion.checks.arrays import (
 )
 from numpyro_diffusion.checks.scalars import (
     LARGEST,
+    MAX_NUM_STEPS,
     checked_callable,
     checked_instance,
     checked_integer,
     checked_names,
+    checked_num_steps,
     checked_positive,
     checked_real,
     checked_share,
@@ -28,6 +29,7 @@ from numpyro_diffusion.checks.scalars import (
 
 __all__ = [
     "LARGEST",
+    "MAX_NUM_STEPS",
     "checked_array",
     "checked_callable",
     "checked_grid",
@@ -35,7 +37,7 @@ __all__ = [
     "checked_integer",
     "checked_key",
     "checked_names",
-    "checked_order",
+    "checked_num_steps",
     "checked_positive",
     "checked_real",
     "checked_shape",

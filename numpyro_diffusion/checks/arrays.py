@@ -15,7 +15,6 @@ __all__ = [
     "checked_array",
     "checked_grid",
     "checked_key",
-    "checked_order",
     "checked_shape",
     "checked_time",
     "checked_weights",
@@ -45,7 +44,7 @@ def checked_key(caller: str, name: str, value: Any) -> Any:
 
 
 def checked_shape(
-    caller: str, name: str, value: Any, least_ndim: int = 0
+    caller: str, name: str, value: Any, least_ndim: int = 0, minimum: int = 1
 ) -> tuple[int, ...]:
     """The shape of an array: a tuple, or list, of positive integers.
 
@@ -54,17 +53,19 @@ def checked_shape(
         name: Its argument, for the message.
         value: What came.
         least_ndim: The least number of axes.
+        minimum: The least length of an axis.
 
     Raises:
         ValueError: `value` is no shape, has fewer axes, or more entries than JAX can count.
     """
+    what = "positive integers" if minimum == 1 else "integers of at least 0"
     try:
-        shape = tuple(checked_integer(caller, name, n) for n in tuple(value))
+        shape = tuple(checked_integer(caller, name, n, minimum) for n in tuple(value))
     except (TypeError, ValueError):
         shape = None
     if shape is None or isinstance(value, str) or math.prod(shape) > LARGEST:
         raise ValueError(
-            f"{caller}: {name} must be a tuple of positive integers, their product at "
+            f"{caller}: {name} must be a tuple of {what}, their product at "
             f"most {LARGEST}, got {_short(value)}."
         )
     if len(shape) < least_ndim:
@@ -176,23 +177,6 @@ def checked_time(caller: str, name: str, value: Any, largest: float = 1.0) -> ja
             raise ValueError(wrong)
     times = jnp.asarray(array)
     return times if jnp.issubdtype(times.dtype, jnp.floating) else times.astype(float)
-
-
-def checked_order(caller: str, s: Any, t: Any) -> None:
-    """Times of a step, the earlier one first; the same ones are a step of no length.
-
-    Args:
-        caller: Class or function that was called, for the message.
-        s: The earlier time.
-        t: The later time.
-
-    Raises:
-        TypeError: One of them is not a real number.
-        ValueError: One does not lie in [0, 1], or `s` lies above `t`.
-    """
-    s, t = checked_time(caller, "s", s), checked_time(caller, "t", t)
-    if not (is_traced(s) or is_traced(t)) and np.any(np.asarray(s) > np.asarray(t)):
-        raise ValueError(f"{caller}: s must be at most t, got s={s} and t={t}.")
 
 
 def checked_grid(caller: str, name: str, value: Any) -> Any:

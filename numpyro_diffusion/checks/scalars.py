@@ -13,15 +13,21 @@ import numpy as np
 
 __all__ = [
     "LARGEST",
+    "MAX_NUM_STEPS",
     "checked_callable",
     "checked_instance",
     "checked_integer",
     "checked_names",
+    "checked_num_steps",
     "checked_positive",
     "checked_real",
     "checked_share",
     "checked_width",
 ]
+
+# The longest chains in use have a few thousand steps, and a grid of a million times takes
+# 8 MB. What is longer is a slip or a damaged file, and would fill the memory.
+MAX_NUM_STEPS = 1_000_000
 
 
 LARGEST = 2**31 - 1
@@ -59,6 +65,26 @@ def checked_integer(
         raise ValueError(wrong)
     if found > maximum:
         raise ValueError(f"{caller}: {name} must be at most {maximum}, got {value!r}.")
+    return found
+
+
+def checked_num_steps(caller: str, value: Any, name: str = "num_steps") -> int:
+    """A number of steps: a positive integer, not above `MAX_NUM_STEPS`.
+
+    Args:
+        caller: Class or function that was called, for the message.
+        value: What came.
+        name: Its argument, for the message.
+
+    Raises:
+        TypeError: `value` is not an integer, or not known before the program runs.
+        ValueError: It is not positive, or too large.
+    """
+    found = checked_integer(caller, name, value)
+    if found > MAX_NUM_STEPS:
+        raise ValueError(
+            f"{caller}: {name} must be at most {MAX_NUM_STEPS}, got {value!r}."
+        )
     return found
 
 

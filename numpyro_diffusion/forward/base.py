@@ -31,7 +31,7 @@ from jaxtyping import Array, Float, Num
 from numpyro.distributions import constraints
 
 from numpyro_diffusion.checks import checked_array
-from numpyro_diffusion.schedules import AbstractSchedule
+from numpyro_diffusion.forward.schedule import AbstractSchedule
 
 __all__ = ["AbstractForward", "as_float", "check_events", "noising_path"]
 
@@ -211,16 +211,16 @@ def as_float(x: Num[Array, "*event"]) -> Float[Array, "*event"]:
 
 
 def noising_path(
-    forward: AbstractForward,
     key: Array,
+    forward: AbstractForward,
     x0: Num[Array, "*event"],
     grid: Float[Array, " num_times"],
 ) -> Num[Array, "num_times *event"]:
     """Draw a forward trajectory x_0, x_1, ..., x_T step by step.
 
     Args:
-        forward: The forward process.
         key: Random key, used once.
+        forward: The forward process.
         x0: The clean event.
         grid: Increasing times from 0 to 1, `num_steps + 1` of them.
 

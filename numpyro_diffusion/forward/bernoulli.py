@@ -12,7 +12,7 @@ from numpyro.distributions import constraints
 
 from numpyro_diffusion.checks import checked_array, checked_instance, is_traced
 from numpyro_diffusion.forward.base import AbstractForward, check_events
-from numpyro_diffusion.schedules import AbstractSchedule
+from numpyro_diffusion.forward.schedule import AbstractSchedule
 
 __all__ = ["BernoulliForward", "bernoulli_of_log_odds", "factorised_bernoulli"]
 

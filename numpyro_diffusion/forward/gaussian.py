@@ -8,7 +8,7 @@ from numpyro.distributions import constraints, kl_divergence
 
 from numpyro_diffusion.checks import checked_instance
 from numpyro_diffusion.forward.base import AbstractForward, check_events
-from numpyro_diffusion.schedules import AbstractSchedule
+from numpyro_diffusion.forward.schedule import AbstractSchedule
 
 __all__ = ["GaussianForward", "factorised_normal"]
 

@@ -12,19 +12,18 @@ vector of no special kind tells whether it is there:
 - *Blocks.* V never couples the copies of a prior. If H does not either, d products with
   unit vectors, the same in all copies, give all blocks of d entries.
 - *Dense.* As many products as entries, where these are few.
+- *Proportional.* If V is isotropic and $H_p z = c_p H_1 z$ for each problem p, as where an
+  unknown scale is all that particles differ in, each shows another column of the same
+  matrix, and its eigenvalues serve all.
 - *Low rank.* If Q spans what H makes of k random vectors and $H z = Q Q^\top H z$, then
-  $\det(I + H V) = \det(I + Q^\top H V Q)$.
+  $\det(I + H V) = \det(I + Q^\top H Q\; Q^\top V Q)$.
 - *Quadrature.* Else, with probes z of independent signs,
-  $\log\det = E\, z^\top \log(I + H V)\, z$. HV is self-adjoint under
-  $\langle a, b \rangle = a^\top V b$; with Q and the tridiagonal T of Lanczos' method from
-  z under that product, $\log(I + H V)\, z \approx \|z\|_V\, Q \log(I + T)\, e_1$, of which
-  only the numbers $Q^\top z$ are kept.
+  $\log\det = E\, z^\top \log(I + H V)\, z$ by Lanczos' method (see `lanczos`).
 
-Source: Golub and Meurant 2010, Matrices, Moments and Quadrature with Applications,
-doi:10.1515/9781400833887, chapter 11; Halko et al. 2011, arXiv:0909.4061, section 4.
+Source: Halko et al. 2011, arXiv:0909.4061, section 4 (random vectors that span a range);
+Ubaru et al. 2017, doi:10.1137/16M1104974 (stochastic Lanczos quadrature).
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -34,7 +33,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from numpyro_diffusion.guidance.base import dot, spread
+from numpyro_diffusion.guidance.base import dot
+from numpyro_diffusion.guidance.elimination import log_det_of_product
+from numpyro_diffusion.guidance.lanczos import quadratic_form
 from numpyro_diffusion.guidance.newton import Problem, Values
 
 __all__ = ["Diagonal", "diagonal_curvature", "log_determinant"]
@@ -42,10 +43,8 @@ __all__ = ["Diagonal", "diagonal_curvature", "log_determinant"]
 # Up to this many entries a matrix is formed; as many random vectors look for a low rank.
 _MAX_DENSE = 32
 _NUM_PROBES = 4
-# log(1 + T) is the integral of 1 / (1 + u) - 1 / (1 + u + T) over u > 0: log u runs over
-# these nodes. Spaced by 2, the trapezoidal rule errs by 1e-4 on T from 1e-4 to 1e12.
-_SPACING = 2.0
-_LOG_NODES = np.arange(-12.0, 44.0 + _SPACING, _SPACING)
+# Up to this many entries eigenvalues are found, of one matrix for all problems.
+_MAX_SHARED = 1024
 
 
 class Diagonal(NamedTuple):
@@ -89,8 +88,8 @@ def log_determinant(
         diagonal: H, if V is a multiple of I.
 
     Returns:
-        At least 0: curvature that is negative, or no number, is left out, by itself where
-        the matrix is diagonal, else the factor of its block or of the problem.
+        At least 0: curvature that is negative, or no number, is left out: by itself where
+        the matrix is diagonal, else with what it touches.
         **Error:** rounding, where one of the structures above is there. Else the standard
         deviation that a few random signs leave, for a fixed sequence of signs: about
         $\sqrt{m\,(1 - m / n) / 2}$ eigenvalues for m observations of n entries, in random
@@ -98,26 +97,27 @@ def log_determinant(
         elsewhere its derivative is not a number.
     """
     num_copies, size = here.shape[1], here[0, 0].size
-    bend, seen = _products(problem, here, values)
+    bend, covariance = _products(problem, here, values)
 
     def by_structure(_: None) -> Array:
         if num_copies * size <= _MAX_DENSE:
-            return _of_blocks(seen, here, 1)
-        return _large(problem, max_iterations, here, values)
+            return _of_blocks(bend, covariance, here, 1)
+        is_isotropic = diagonal is not None
+        return _large(problem, max_iterations, is_isotropic, here, values)
 
     def by_blocks(_: None) -> Array:
         if num_copies == 1 or size > _MAX_DENSE:
             return by_structure(None)
         return jax.lax.cond(
             jnp.all(_couples_no_copies(bend, here)),
-            lambda _: _of_blocks(seen, here, num_copies),
+            lambda _: _of_blocks(bend, covariance, here, num_copies),
             by_structure,
             None,
         )
 
     if diagonal is None:
         return by_blocks(None)
-    variance = problem.covariance(jnp.ones_like(here), *values.covariance)
+    variance = covariance(jnp.ones_like(here))
     of_entries = jnp.log1p(variance * diagonal.entries)
     return jax.lax.cond(
         jnp.all(diagonal.is_all),
@@ -130,9 +130,11 @@ def log_determinant(
 def _products(
     problem: Problem, here: Float[Array, "P C *event"], values: Values
 ) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
-    """H v, and H V v."""
-    bend = lambda v: problem.bend(here, v, *values.bend)
-    return bend, lambda v: bend(problem.covariance(v, *values.covariance))
+    """H v, and V v."""
+    return (
+        lambda v: problem.bend(here, v, *values.bend),
+        lambda v: problem.covariance(v, *values.covariance),
+    )
 
 
 def _generic(like: Float[Array, "P C *event"]) -> Float[Array, "P C *event"]:
@@ -164,38 +166,94 @@ def _couples_no_copies(
 
 
 def _of_blocks(
-    seen: Callable[[Array], Array], like: Float[Array, "P C *event"], num_blocks: int
+    bend: Callable[[Array], Array],
+    covariance: Callable[[Array], Array],
+    like: Float[Array, "P C *event"],
+    num_blocks: int,
 ) -> Float[Array, " P"]:
     """The log determinant of a matrix of blocks on the diagonal."""
     size = like[0].size // num_blocks
 
-    def column(unit: Float[Array, " size"]) -> Array:
+    def columns(unit: Float[Array, " size"]) -> tuple[Array, Array]:
         vector = jnp.broadcast_to(unit, (len(like), num_blocks, size))
-        return seen(vector.reshape(like.shape)).reshape(vector.shape)
+        of = lambda apply: apply(vector.reshape(like.shape)).reshape(vector.shape)
+        return of(bend), of(covariance)
 
-    columns = jax.lax.map(column, jnp.eye(size, dtype=like.dtype))
-    return jnp.sum(_of_matrices(jnp.moveaxis(columns, 0, -1)), axis=1)
-
-
-def _of_matrices(matrices: Float[Array, "*batch n n"]) -> Float[Array, "*batch"]:
-    """Log determinants of I + M, and 0 where they are negative or no numbers."""
-    identity = jnp.broadcast_to(
-        jnp.eye(matrices.shape[-1], dtype=matrices.dtype), matrices.shape
-    )
-    is_number = jnp.all(jnp.isfinite(matrices), axis=(-2, -1), keepdims=True)
-    sign, log_det = jnp.linalg.slogdet(identity + jnp.where(is_number, matrices, 0.0))
-    return jnp.where((sign > 0.0) & (log_det > 0.0), log_det, 0.0)
+    found = jax.lax.map(columns, jnp.eye(size, dtype=like.dtype))
+    h, v = (jnp.moveaxis(of_units, 0, -1) for of_units in found)
+    return jnp.sum(log_det_of_product(h, v), axis=1)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
 def _large(
+    problem: Problem,
+    max_iterations: int,
+    is_isotropic: bool,
+    here: Float[Array, "P C *event"],
+    values: Values,
+) -> Float[Array, " P"]:
+    """Of many entries: proportional, of low rank, or by quadrature."""
+    bend, covariance = _products(problem, here, values)
+    otherwise = lambda _: _low_rank(problem, max_iterations, here, values)
+    if not is_isotropic or here[0].size > _MAX_SHARED:
+        return otherwise(None)
+    flat = bend(_generic(here)).reshape(len(here), -1)
+    factors = flat @ flat[0] / jnp.sum(flat[0] ** 2)
+    gap = flat - factors[:, None] * flat[:1]
+    rounding = jnp.finfo(here.dtype).eps * jnp.sum(flat**2, axis=1)
+    is_like = (jnp.sum(gap**2, axis=1) <= rounding) & (factors > 0.0)
+    variances = covariance(jnp.ones_like(here)).reshape(len(here), -1)[:, 0]
+    return jax.lax.cond(
+        jnp.all(is_like),
+        lambda _: _of_one_matrix(bend, here, factors, variances),
+        otherwise,
+        None,
+    )
+
+
+@_large.defjvp
+def _no_derivative(
+    problem: Problem,
+    max_iterations: int,
+    is_isotropic: bool,
+    primals: tuple,
+    tangents: tuple,
+) -> tuple[Array, Array]:
+    """Who asks for the derivative shall see that there is none."""
+    log_det = _large(problem, max_iterations, is_isotropic, *primals)
+    return log_det, jnp.nan * dot(tangents[0], jnp.ones_like(primals[0]))
+
+
+def _of_one_matrix(
+    bend: Callable[[Array], Array],
+    like: Float[Array, "P C *event"],
+    factors: Float[Array, " P"],
+    variances: Float[Array, " P"],
+) -> Float[Array, " P"]:
+    """The log determinants of I + v c H for one H, and factors c and variances v."""
+    num, size = len(like), like[0].size
+    num_rounds = -(-size // num)
+    starts = num * jnp.arange(num_rounds)
+
+    def columns(start: Array) -> Array:
+        units = jax.nn.one_hot(start + jnp.arange(num), size, dtype=like.dtype)
+        return bend(units.reshape(like.shape)).reshape(num, size) / factors[:, None]
+
+    matrix = jax.lax.map(columns, starts).reshape(-1, size)[:size]
+    eigenvalues = jnp.linalg.eigvalsh(0.5 * (matrix + matrix.T))
+    rounding = jnp.finfo(like.dtype).eps * size * eigenvalues[-1]
+    counted = jnp.where(eigenvalues > rounding, eigenvalues, 0.0)
+    return jnp.sum(jnp.log1p((variances * factors)[:, None] * counted[None, :]), axis=1)
+
+
+def _low_rank(
     problem: Problem,
     max_iterations: int,
     here: Float[Array, "P C *event"],
     values: Values,
 ) -> Float[Array, " P"]:
     """By low rank, or by quadrature."""
-    bend, seen = _products(problem, here, values)
+    bend, covariance = _products(problem, here, values)
     num = len(here)
     flat = lambda v: v.reshape(num, -1)
     probes = np.random.default_rng(3).standard_normal((_MAX_DENSE, *here.shape[1:]))
@@ -217,9 +275,13 @@ def _large(
     is_low = jnp.sum(gap**2, axis=1) <= epsilon * whole
 
     def low_rank(_: None) -> Array:
-        column = lambda v: flat(seen(v.reshape(here.shape)))
-        columns = jax.lax.map(column, jnp.moveaxis(basis, -1, 0))
-        return _of_matrices(jnp.einsum("pik,jpi->pkj", basis, columns))
+        def columns(v: Array) -> tuple[Array, Array]:
+            v = v.reshape(here.shape)
+            return flat(bend(v)), flat(covariance(v))
+
+        found = jax.lax.map(columns, jnp.moveaxis(basis, -1, 0))
+        h, v = (jnp.einsum("pik,jpi->pkj", basis, images) for images in found)
+        return log_det_of_product(h, v)
 
     return jax.lax.cond(
         jnp.all(is_low | jnp.isnan(whole)),
@@ -229,15 +291,6 @@ def _large(
     )
 
 
-@_large.defjvp
-def _no_derivative(
-    problem: Problem, max_iterations: int, primals: tuple, tangents: tuple
-) -> tuple[Array, Array]:
-    """Who asks for the derivative shall see that there is none."""
-    log_det = _large(problem, max_iterations, *primals)
-    return log_det, jnp.nan * dot(tangents[0], jnp.ones_like(primals[0]))
-
-
 def _by_quadrature(
     problem: Problem,
     max_iterations: int,
@@ -245,88 +298,13 @@ def _by_quadrature(
     values: Values,
 ) -> Float[Array, " P"]:
     """Stochastic Lanczos quadrature."""
-    bend, _ = _products(problem, here, values)
-    covariance = lambda v: problem.covariance(v, *values.covariance)
+    bend, covariance = _products(problem, here, values)
     signs = np.random.default_rng(4).choice([-1.0, 1.0], (_NUM_PROBES, *here.shape[1:]))
 
     def estimate(signs: Array) -> Array:
         probe = jnp.broadcast_to(signs, here.shape)
-        return _quadratic_form(bend, covariance, probe, max_iterations)
+        return quadratic_form(bend, covariance, probe, max_iterations)
 
     found = jnp.mean(jax.lax.map(estimate, jnp.asarray(signs, here.dtype)), axis=0)
     # NaN fails as well.
     return jnp.where((found > 0.0) & jnp.isfinite(found), found, 0.0)
-
-
-def _quadratic_form(
-    bend: Callable[[Array], Array],
-    covariance: Callable[[Array], Array],
-    probe: Float[Array, "P C *event"],
-    max_iterations: int,
-) -> Float[Array, " P"]:
-    r"""$z^\top \log(I + H V)\, z$ by Lanczos' method under the product with V."""
-    image = covariance(probe)
-    length = jnp.sqrt(dot(probe, image))
-    epsilon = jnp.finfo(probe.dtype).eps
-    num_iterations = min(max_iterations, math.prod(probe.shape[1:]))
-
-    def iterate(state: tuple, _: None) -> tuple[tuple, tuple]:
-        before, vector, image, coupling, largest = state
-        bent = bend(image)
-        diagonal = dot(image, bent)
-        bent = bent - spread(diagonal, bent) * vector - spread(coupling, bent) * before
-        image_of_rest = covariance(bent)
-        square = dot(bent, image_of_rest)
-        # Where the space is exhausted, what is left is rounding: nothing follows.
-        largest = jnp.maximum(largest, jnp.abs(diagonal) + coupling)
-        goes_on = square > (epsilon * largest) ** 2
-        size = jnp.where(goes_on, jnp.sqrt(jnp.where(goes_on, square, 1.0)), 0.0)
-        inverse = jnp.where(goes_on, 1.0 / jnp.where(goes_on, size, 1.0), 0.0)
-        inverse = spread(inverse, bent)
-        state = vector, inverse * bent, inverse * image_of_rest, size, largest
-        return state, (diagonal, size, dot(probe, vector))
-
-    unit = spread(1.0 / length, probe)
-    nothing = jnp.zeros_like(length)
-    start = (jnp.zeros_like(probe), unit * probe, unit * image, nothing, nothing)
-    _, (diagonals, couplings, shares) = jax.lax.scan(
-        iterate, start, None, num_iterations
-    )
-    return length * _log_of_tridiagonal(diagonals, couplings, shares)
-
-
-def _log_of_tridiagonal(
-    diagonals: Float[Array, "K P"],
-    couplings: Float[Array, "K P"],
-    shares: Float[Array, "K P"],
-) -> Float[Array, " P"]:
-    r"""$c^\top \log(I + T)\, e_1$, T having these diagonals and couplings.
-
-    The last coupling leads out of T. Each node of the integral is a tridiagonal system,
-    eliminated from the end.
-    """
-    nodes = jnp.exp(jnp.asarray(_LOG_NODES, diagonals.dtype))[:, None]
-    couplings = couplings.at[-1].set(0.0)
-    diagonals, couplings, shares = (
-        rows[:, None, :] for rows in (diagonals, couplings, shares)
-    )
-
-    def eliminate(below: Array, row: tuple[Array, Array]) -> tuple[Array, Array]:
-        diagonal, coupling = row
-        pivot = 1.0 + nodes + diagonal - coupling**2 / below
-        return pivot, pivot
-
-    start = jnp.ones((len(nodes), diagonals.shape[-1]), diagonals.dtype)
-    _, pivots = jax.lax.scan(eliminate, start, (diagonals, couplings), reverse=True)
-
-    def substitute(solution: Array, row: tuple) -> tuple[Array, Array]:
-        coupling, pivot, share = row
-        solution = -coupling * solution / pivot
-        return solution, share * solution
-
-    # The first row has the right side 1, the others 0.
-    first = 1.0 / pivots[0]
-    rows = couplings[:-1], pivots[1:], shares[1:]
-    _, parts = jax.lax.scan(substitute, first, rows)
-    resolvent = shares[0] * first + jnp.sum(parts, axis=0)
-    return jnp.sum(_SPACING * nodes * (shares[0] / (1.0 + nodes) - resolvent), axis=0)

@@ -26,6 +26,7 @@ from numpyro_diffusion.guidance import (
 from numpyro_diffusion.infer._found import check_start
 from numpyro_diffusion.infer.conditional import conditional_smc
 from numpyro_diffusion.infer.path_refresh import refresh_path
+from numpyro_diffusion.model.checks import check_all_given
 from numpyro_diffusion.model.problem import (
     Problem,
     chosen_sites,
@@ -33,7 +34,6 @@ from numpyro_diffusion.model.problem import (
     free_latents,
 )
 from numpyro_diffusion.model.sites import (
-    check_all_given,
     check_marked_prior,
     deterministics_too,
 )
@@ -198,13 +198,13 @@ class ParticleGibbs(MCMCKernel):
         problem.check_joint_priors(_CALLER)
         guidance = self._guidance_of(problem)
         guidance.check_reverse(problem.reverse, _CALLER, weighed=True)
-        values = problem.start(value_key, init_params or {})
+        values = problem.start(value_key, init_params or {}, _CALLER)
         stack = problem.stacked(values)
         # Compiled: uncompiled, NumPyro refuses what is undefined in words of its own.
         check_start(_CALLER, values, jax.jit(problem.log_likelihood)(stack))
         keys = jax.random.split(path_key, stack.shape[:2])
         noising = lambda key, x0: noising_path(
-            problem.reverse.forward, key, x0, problem.grid
+            key, problem.reverse.forward, x0, problem.grid
         )
         # The trajectory's axis first, then the stack's.
         path = jax.vmap(jax.vmap(noising, 0, 1), 0, 1)(keys, stack)

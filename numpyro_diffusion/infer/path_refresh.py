@@ -69,7 +69,7 @@ def refresh_path(
     reverse.check_width(caller)
     noise_key, choice_key = jax.random.split(key)
     keys = jax.random.split(noise_key, (num_paths - 1, *path.shape[1:3]))
-    noising = lambda key, x0: noising_path(reverse.forward, key, x0, grid)
+    noising = lambda key, x0: noising_path(key, reverse.forward, x0, grid)
     fresh = jax.vmap(over_stack(noising), (0, None))(keys, path[0])
     paths = jnp.concatenate([path[:, None], jnp.moveaxis(fresh, 3, 0)], axis=1)
     # If none has any weight, the first one is chosen: the current trajectory stays.

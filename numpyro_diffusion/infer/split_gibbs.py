@@ -36,18 +36,16 @@ from numpyro.infer.hmc import HMC
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
 
-from numpyro_diffusion.checks import (
-    checked_callable,
-    checked_positive,
-    checked_share,
-)
+from numpyro_diffusion.checks import checked_callable, checked_positive, checked_share
 from numpyro_diffusion.infer._relaxed import (
     Relaxed,
     checked_sites,
     offset_name,
     offsets,
 )
+from numpyro_diffusion.model.checks import check_start
 from numpyro_diffusion.model.messengers import unwrapped
+from numpyro_diffusion.model.problem import free_latents
 from numpyro_diffusion.model.sites import (
     deterministics_too,
     latent_diffusion_sites,
@@ -264,6 +262,8 @@ class SplitGibbs(MCMCKernel):
         value_key, tie_key, inner_key, rng_key = jax.random.split(key, 4)
         given = dict(given or {})
         sites = latent_diffusion_sites(self._model, args, kwargs)
+        free = free_latents(self._model, args, kwargs)
+        check_start(given, {n: v.shape for n, v in free.items()}, "SplitGibbs")
         rho = jnp.asarray(self._start_rho)
         called = "rho" if self._start_rho == self._rho else "initial_rho"
         x, relaxed, widths = {}, {}, {}

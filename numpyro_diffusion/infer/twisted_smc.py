@@ -28,6 +28,7 @@ from numpyro_diffusion.infer._smc_programs import (
     run_whole,
     run_with_bar,
 )
+from numpyro_diffusion.model.checks import check_observations
 from numpyro_diffusion.model.sites import named_dims, observed_values, traced
 
 __all__ = ["TwistedSMC", "TwistedSMCPosterior", "unchecked_run"]
@@ -169,6 +170,8 @@ class TwistedSMC:
                 Or the model has other latents, and fewer than 10 distinct values of them
                 are left (neither under `jit`).
         """
+        # Inside of the program the data have no values yet.
+        check_observations(traced(self.model, args, kwargs, {}), _CALLER)
         posterior = unchecked_run(self, rng_key, args, kwargs)
         warn_undefined(_CALLER, posterior.num_undefined, self.num_particles)
         check_found(_CALLER, posterior.log_evidence, self.num_particles)

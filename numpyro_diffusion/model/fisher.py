@@ -18,7 +18,6 @@ Source: Amari 2016, Information Geometry and Its Applications,
 doi:10.1007/978-4-431-55978-8, section 1.3; NumPyro's `kl_divergence` where there is one.
 """
 
-import copy
 from functools import singledispatch
 
 import jax
@@ -29,6 +28,8 @@ from numpyro.distributions import kl_divergence
 from numpyro.distributions.conjugate import NegativeBinomialLogits
 from numpyro.distributions.distribution import MaskedDistribution
 from numpyro.distributions.util import sum_rightmost
+
+from numpyro_diffusion.model.private import mask_of, unvalidated
 
 __all__ = ["divergence"]
 
@@ -67,9 +68,8 @@ def _closed_form(fn: dist.Distribution, truth: dist.Distribution) -> Array:
 @divergence.register(dist.Exponential)
 @divergence.register(dist.Poisson)
 def _linear(fn: dist.Distribution, truth: dist.Distribution) -> Array:
-    law = copy.copy(fn)
-    law._validate_args = False  # a mean is no count
-    return -jnp.asarray(law.log_prob(truth.mean))
+    # A mean is no count.
+    return -jnp.asarray(unvalidated(fn).log_prob(truth.mean))
 
 
 @divergence.register(dist.GammaPoisson)
@@ -128,4 +128,4 @@ def _expanded(
 @divergence.register(MaskedDistribution)
 def _masked(fn: MaskedDistribution, truth: MaskedDistribution) -> Array | None:
     found = divergence(fn.base_dist, truth.base_dist)
-    return None if found is None else jnp.where(fn._mask, found, 0.0)
+    return None if found is None else jnp.where(mask_of(fn), found, 0.0)

@@ -26,9 +26,9 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float, Num
 from numpyro.distributions.distribution import MaskedDistribution
 from numpyro.handlers import seed, substitute
-from numpyro.infer.util import compute_log_probs
 
 from numpyro_diffusion.checks import checked_callable
+from numpyro_diffusion.model.checks import check_observations
 from numpyro_diffusion.model.fisher import divergence
 from numpyro_diffusion.model.messengers import (
     OmitPrior,
@@ -37,6 +37,7 @@ from numpyro_diffusion.model.messengers import (
     unwrapped,
 )
 from numpyro_diffusion.model.partition import Partition, partition
+from numpyro_diffusion.model.private import compute_log_probs
 
 __all__ = ["Likelihood"]
 
@@ -68,7 +69,8 @@ class Likelihood:
     Raises:
         TypeError: An argument is of another kind.
         ValueError: The site is not a latent of the model, other latents have no value,
-            the site's prior is scaled or masked, or the model has a subsampled plate.
+            the site's prior is scaled or masked, the model has a subsampled plate, or
+            data that no mask hides are not numbers.
     """
 
     def __init__(
@@ -228,6 +230,7 @@ class Likelihood:
         args, kwargs, others = self._inputs
         model = _Reusable(self._model, others)
         sites = prototype(model, args, kwargs, lambda fn: True, only=name)
+        check_observations(sites, "Likelihood")
         message = sites.get(name)
         latents = [n for n, m in sites.items() if _is_latent(m)]
         if message is None or not message["infer"].get("_placeholder", False):

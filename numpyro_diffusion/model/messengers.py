@@ -14,6 +14,7 @@ from numpyro.primitives import Messenger
 __all__ = [
     "OmitPrior",
     "Placeholder",
+    "is_improper",
     "is_marked",
     "prior_sites",
     "prototype",
@@ -53,7 +54,10 @@ class OmitPrior(Messenger):
 
 
 class Placeholder(Messenger):
-    """Give chosen sites that have no value the value zero, without sampling them."""
+    """Give chosen sites that have no value the value zero, without sampling them.
+
+    Or one of their support, if they have no law to draw from.
+    """
 
     def __init__(self, fn: Callable, select: Callable[[dict[str, Any]], bool]) -> None:
         self.select = select
@@ -68,7 +72,13 @@ class Placeholder(Messenger):
 def zeros_like_site(msg: dict[str, Any]) -> Num[Array, "..."]:
     """Zeros of the shape and kind of values that a sample message's site has."""
     shape = msg["kwargs"].get("sample_shape", ()) + msg["fn"].shape()
-    return jnp.zeros(shape, int if msg["fn"].support.is_discrete else float)
+    zeros = jnp.zeros(shape, int if msg["fn"].support.is_discrete else float)
+    return msg["fn"].support.feasible_like(zeros) if is_improper(msg) else zeros
+
+
+def is_improper(msg: Mapping[str, Any]) -> bool:
+    """Whether a sample message's distribution has no law to draw from."""
+    return isinstance(unwrapped(msg["fn"]), dist.ImproperUniform)
 
 
 def prior_sites(
@@ -128,7 +138,8 @@ def prototype(
     """
 
     def select(msg: dict[str, Any]) -> bool:
-        return only in (None, msg["name"]) and is_prior(unwrapped(msg["fn"]))
+        wanted = only in (None, msg["name"]) and is_prior(unwrapped(msg["fn"]))
+        return wanted or is_improper(msg)
 
     with seed(rng_seed=jax.random.key(0)):
         return trace(Placeholder(model, select)).get_trace(*args, **kwargs)

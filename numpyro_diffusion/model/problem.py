@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
+from numpyro_diffusion.model.checks import check_drawable, check_start
 from numpyro_diffusion.model.likelihood import Likelihood
 from numpyro_diffusion.model.messengers import OmitPrior
 from numpyro_diffusion.model.sites import (
@@ -244,9 +245,17 @@ class Problem:
             return pieces[0].reshape(self.shape)
         return self._joint.joined(pieces)[None, None]
 
-    def start(self, key: Array, given: Mapping[str, Array]) -> dict[str, Array]:
-        """Given values of the sites; draws of their priors where there are none."""
-        found = {}
+    def start(
+        self, key: Array, given: Mapping[str, Array], caller: str
+    ) -> dict[str, Array]:
+        """Given values of the sites; draws of their priors where there are none.
+
+        Raises:
+            ValueError: A given value is not one of a site.
+        """
+        found, shapes = {}, [likelihood.shape for likelihood in self._likelihoods]
+        of_sites = {n: v for n, v in given.items() if n not in self._followers}
+        check_start(of_sites, dict(zip(self._names, shapes, strict=True)), caller)
         for i, (name, likelihood) in enumerate(
             zip(self._names, self._likelihoods, strict=True)
         ):
@@ -318,6 +327,7 @@ def whole_problem(
     followers = followers_of(model, names, args, kwargs, caller)
     free = free_latents(model, args, kwargs)
     others = {n: v for n, v in free.items() if n not in {*names, *followers}}
+    check_drawable(traced(model, args, kwargs, {}), others, caller)
     run = lambda values: traced(model, args, kwargs, values)
     depends_on = depending_sites(run, {n: free[n] for n in [*names, *others]})
     for name in names:

@@ -1,28 +1,28 @@
 """Finding the diffusion sites of a NumPyro model, and what depends on what."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpyro.distributions as dist
 from jaxtyping import Array
 from numpyro.handlers import seed, substitute, trace
-from numpyro.infer.gibbs import GIBBS_SITES_KWARG
-from numpyro.ops.provenance import eval_provenance
 from numpyro.primitives import Messenger
 
 from numpyro_diffusion.model.messengers import (
     Placeholder,
+    is_improper,
     is_marked,
     prior_sites,
     unwrapped,
 )
+from numpyro_diffusion.model.private import GIBBS_SITES_KWARG, eval_provenance
 from numpyro_diffusion.prior import DiffusionPrior
 from numpyro_diffusion.reverse.joint import JointReverse
 
 __all__ = [
     "Unobserved",
-    "check_all_given",
     "check_fixed_prior",
     "check_marked_prior",
     "depending_sites",
@@ -74,7 +74,8 @@ def diffusion_site(
     if not found:
         raise ValueError(
             f"{caller}: the model must have a latent diffusion site, that is "
-            'numpyro.sample("x", prior) with a DiffusionPrior, got none.'
+            'numpyro.sample("x", prior) with a DiffusionPrior, got none'
+            f"{_nearly(model, args, kwargs)}."
         )
     if name is None and len(found) > 1:
         raise ValueError(
@@ -89,6 +90,30 @@ def diffusion_site(
     return found[0] if name is None else name
 
 
+def _nearly(model: Callable, args: tuple, kwargs: Mapping[str, Any]) -> str:
+    """What in a model without latent diffusion sites was meant to be one."""
+    for name, msg in traced(model, args, kwargs, {}).items():
+        if msg["type"] != "sample" or msg["is_observed"]:
+            continue
+        if is_diffusion_site(msg):
+            return (
+                f"; {name!r} has a value already, from a handler or because it stands "
+                "inside of numpyro.contrib.control_flow.scan, into which no kernel can "
+                "look: sample all its events before the loop, in a plate"
+            )
+        fn = unwrapped(msg["fn"])
+        if isinstance(fn, dist.TransformedDistribution) and isinstance(
+            unwrapped(fn.base_dist), DiffusionPrior
+        ):
+            return (
+                f"; {name!r} is a TransformedDistribution of one: sample the prior itself "
+                "and transform its value in the model, or wrap the model in "
+                f'handlers.reparam(config={{"{name}": TransformReparam()}}), whose '
+                f'"{name}_base" is a diffusion site'
+            )
+    return ""
+
+
 def traced(
     model: Callable,
     args: tuple,
@@ -98,10 +123,13 @@ def traced(
 ) -> dict[str, Any]:
     """Trace a model at given values; diffusion sites without one hold zeros.
 
-    Everything else is drawn, with a fixed key by default. No reverse chain is run.
+    Everything else is drawn, with a fixed key by default, or holds some value of its
+    support if it has no law to draw from. No reverse chain is run.
     """
     substituted = substitute(model, data=dict(values))
-    no_chain = Placeholder(substituted, is_diffusion_site)
+    no_chain = Placeholder(
+        substituted, lambda msg: is_diffusion_site(msg) or is_improper(msg)
+    )
     seeded = seed(no_chain, jax.random.key(0) if key is None else key)
     return trace(seeded).get_trace(*args, **kwargs)
 
@@ -134,39 +162,6 @@ def depending_sites(
         name: frozenset().union(*leaves) & frozenset(values)
         for name, leaves in found.items()
     }
-
-
-def check_all_given(
-    free: Mapping[str, Array], known: Collection[str], caller: str
-) -> None:
-    """Refuse latents that neither have a value nor are drawn with a diffusion site.
-
-    Args:
-        free: Latents without a value, by name.
-        known: Names of the diffusion sites that move and of what follows from them.
-        caller: Who asks, for the error.
-
-    Raises:
-        ValueError: There are others.
-    """
-    missing = [name for name in free if name not in known]
-    if not missing:
-        return
-    discrete = [n for n in missing if not jnp.issubdtype(free[n].dtype, jnp.floating)]
-    hint = (
-        "give them a block of their own beside it in numpyro.infer.Gibbs, or use "
-        "infer.TwistedSMC"
-    )
-    if discrete:
-        hint = (
-            f"{discrete} are discrete, and NUTS, which sums them out, leaves them without "
-            "one: sum them out in the model (dist.MixtureSameFamily), give them a block "
-            "of numpyro.infer.DiscreteGibbs, or use infer.TwistedSMC"
-        )
-    raise ValueError(
-        f"{caller}: every latent but the diffusion sites must have a value, got none for "
-        f"{missing}; {hint}."
-    )
 
 
 def check_fixed_prior(site: str, parents: frozenset[str], caller: str) -> None:

@@ -28,8 +28,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num, PyTree
 
 from numpyro_diffusion.checks import checked_array, is_traced
-from numpyro_diffusion.forward import AbstractForward
-from numpyro_diffusion.schedules import AbstractSchedule
+from numpyro_diffusion.forward import AbstractForward, AbstractSchedule
 
 __all__ = [
     "AbstractReverse",

@@ -14,8 +14,8 @@ from jaxtyping import Array, Float, Num
 from numpyro_diffusion.checks import (
     checked_grid,
     checked_instance,
-    checked_integer,
     checked_key,
+    checked_num_steps,
     checked_shape,
 )
 from numpyro_diffusion.reverse import AbstractReverse
@@ -50,7 +50,7 @@ class Ancestral(AbstractSampler):
         if times is not None:
             times = _checked_times(times)
             num_steps = len(times) - 1 if num_steps is None else num_steps
-        self.num_steps = checked_integer("Ancestral", "num_steps", num_steps)
+        self.num_steps = checked_num_steps("Ancestral", num_steps)
         self.times = times
         if times is not None and len(times) != self.num_steps + 1:
             raise ValueError(
@@ -71,9 +71,9 @@ class Ancestral(AbstractSampler):
         return True
 
     def sample(
-        self, reverse: AbstractReverse, key: Array, event_shape: tuple[int, ...]
+        self, key: Array, reverse: AbstractReverse, event_shape: tuple[int, ...]
     ) -> Num[Array, "*event"]:
-        return ancestral_sample(reverse, key, event_shape, self.grid)
+        return ancestral_sample(key, reverse, event_shape, self.grid)
 
     def check(self, caller: str, reverse: AbstractReverse) -> None:
         reverse.check_grid(caller, self.num_steps)
@@ -85,16 +85,16 @@ class Ancestral(AbstractSampler):
 
 
 def ancestral_sample(
-    reverse: AbstractReverse,
     key: Array,
+    reverse: AbstractReverse,
     event_shape: tuple[int, ...],
     grid: Float[Array, " num_times"],
 ) -> Num[Array, "*event"]:
     r"""Draw one event by running the reverse chain from noise down a time grid.
 
     Args:
-        reverse: The reverse process.
         key: Random key, used once.
+        reverse: The reverse process.
         event_shape: Shape of one event.
         grid: Increasing times from 0 to 1, `num_steps + 1` of them.
 

@@ -35,13 +35,13 @@ class AbstractSampler(eqx.Module):
 
     @abc.abstractmethod
     def sample(
-        self, reverse: AbstractReverse, key: Array, event_shape: tuple[int, ...]
+        self, key: Array, reverse: AbstractReverse, event_shape: tuple[int, ...]
     ) -> Num[Array, "*event"]:
         """Draw one event.
 
         Args:
-            reverse: The reverse process.
             key: Random key, used once.
+            reverse: The reverse process.
             event_shape: Shape of one event.
         """
 

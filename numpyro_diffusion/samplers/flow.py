@@ -38,6 +38,7 @@ from numpyro_diffusion.checks import (
     checked_array,
     checked_instance,
     checked_integer,
+    checked_num_steps,
     checked_real,
     checked_width,
 )
@@ -86,11 +87,7 @@ class ProbabilityFlow(eqx.Module):
 
     def __check_init__(self) -> None:
         caller = "ProbabilityFlow"
-        checked_integer(caller, "num_steps", self.num_steps, -LARGEST)
-        if self.num_steps < 1:
-            raise ValueError(
-                f"ProbabilityFlow: num_steps must be positive, got {self.num_steps}."
-            )
+        checked_num_steps(caller, self.num_steps)
         checked_integer(caller, "exact_up_to", self.exact_up_to, 0)
         checked_integer(caller, "seed", self.seed, -LARGEST)
         checked_real(caller, "angle_min", self.angle_min, finite=False)

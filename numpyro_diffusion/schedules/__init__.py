@@ -19,30 +19,19 @@ $\bar\alpha(t) / \bar\alpha(s)$; Karras et al. write $\sigma$ for our $\tan\thet
 matching runs time the other way.
 """
 
-from numpyro_diffusion.schedules.base import AbstractSchedule, uniform_grid
-from numpyro_diffusion.schedules.curves import (
-    Cosine,
-    Geometric,
-    SignalLinear,
-    cosine,
-    geometric,
-    signal_linear,
-)
-from numpyro_diffusion.schedules.tables import (
-    Learned,
-    Tabulated,
-    learned,
-    reference_code,
-    tabulated,
-)
+from numpyro_diffusion.forward import AbstractSchedule
+from numpyro_diffusion.schedules.base import uniform_grid
+from numpyro_diffusion.schedules.curves import Cosine as Cosine
+from numpyro_diffusion.schedules.curves import Geometric as Geometric
+from numpyro_diffusion.schedules.curves import SignalLinear as SignalLinear
+from numpyro_diffusion.schedules.curves import cosine, geometric, signal_linear
+from numpyro_diffusion.schedules.steps import Learned as Learned
+from numpyro_diffusion.schedules.steps import Tabulated as Tabulated
+from numpyro_diffusion.schedules.steps import learned, reference_code, tabulated
 
+# The functions make schedules. Their classes can be asked for (`isinstance`), no more.
 __all__ = [
     "AbstractSchedule",
-    "Cosine",
-    "Geometric",
-    "Learned",
-    "SignalLinear",
-    "Tabulated",
     "cosine",
     "geometric",
     "learned",

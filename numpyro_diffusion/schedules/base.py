@@ -1,77 +1,73 @@
-"""What a schedule is, and the grid of a chain."""
+"""The times and angles that a schedule may be asked for, and the uniform grid."""
 
-import abc
 import math
+from typing import SupportsIndex
 
-import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from numpyro_diffusion.checks import checked_integer, checked_order, checked_time
+from numpyro_diffusion.checks import checked_array, checked_num_steps
+from numpyro_diffusion.forward import AbstractSchedule
 
-__all__ = ["AbstractSchedule", "uniform_grid"]
-
-
-class AbstractSchedule(eqx.Module):
-    """The share of the signal left at time t, and its companions.
-
-    Times that are known must lie in [0, 1]; traced ones are not looked at.
-    """
-
-    @abc.abstractmethod
-    def alpha_bar(self, t: ArrayLike) -> Float[Array, "..."]:
-        """Share of the signal left at `t` in [0, 1]: 1 at 0, decreasing."""
-
-    @abc.abstractmethod
-    def noise(self, t: ArrayLike) -> Float[Array, "..."]:
-        """`1 - alpha_bar(t)`, computed without cancellation."""
-
-    @abc.abstractmethod
-    def time(self, angle: ArrayLike) -> Float[Array, "..."]:
-        """The time at which `angle(t)` takes the given value (inverse of `angle`)."""
-
-    def angle(self, t: ArrayLike) -> Float[Array, "..."]:
-        r"""$\arctan\sqrt{(1 - \bar\alpha) / \bar\alpha}$, in radians."""
-        return jnp.arctan2(jnp.sqrt(self.noise(t)), jnp.sqrt(self.alpha_bar(t)))
-
-    def kept(self, *, s: ArrayLike, t: ArrayLike) -> Float[Array, "..."]:
-        r"""Share of the signal at `s` that is left at `t > s`: the step's $1 - \beta$.
-
-        Raises:
-            ValueError: `s` is known to lie above `t`.
-        """
-        checked_order(type(self).__name__, s, t)
-        return self.alpha_bar(t) / self.alpha_bar(s)
-
-    def beta(self, *, s: ArrayLike, t: ArrayLike) -> Float[Array, "..."]:
-        r"""Share of the signal at `s` that is lost by `t > s`: the step's $\beta$.
-
-        Both forms are exact in real arithmetic; each is used where it subtracts the
-        smaller numbers, so that neither end of the curve loses digits.
-
-        Raises:
-            ValueError: `s` is known to lie above `t`.
-        """
-        checked_order(type(self).__name__, s, t)
-        lost_near_data = self.noise(t) - self.noise(s)
-        lost_near_noise = self.alpha_bar(s) - self.alpha_bar(t)
-        lost = jnp.where(self.noise(t) < 0.5, lost_near_data, lost_near_noise)
-        return lost / self.alpha_bar(s)
-
-    def _time(self, t: ArrayLike) -> Float[Array, "..."]:
-        return checked_time(type(self).__name__, "t", t)
-
-    def _angle(self, angle: ArrayLike) -> Float[Array, "..."]:
-        return checked_time(type(self).__name__, "angle", angle, math.pi / 2)
+__all__ = ["checked_angle", "checked_time", "uniform_grid"]
 
 
-def uniform_grid(num_steps: int) -> Float[Array, " num_times"]:
+def uniform_grid(num_steps: SupportsIndex) -> Float[Array, " num_times"]:
     """The times `k / num_steps`, k = 0..num_steps, of a chain of `num_steps` steps.
 
     Raises:
         TypeError: `num_steps` is not an integer.
-        ValueError: It is not positive.
+        ValueError: It is not positive, or larger than any chain (`checks.MAX_NUM_STEPS`).
     """
-    num_steps = checked_integer("uniform_grid", "num_steps", num_steps)
+    num_steps = checked_num_steps("uniform_grid", num_steps)
     return jnp.arange(num_steps + 1) / num_steps
+
+
+def checked_time(schedule: AbstractSchedule, t: ArrayLike) -> Float[Array, "..."]:
+    """Times as an array of a floating type.
+
+    Args:
+        schedule: Who was asked, for the message.
+        t: Times.
+
+    Raises:
+        ValueError: A time is NaN or outside [0, 1]. Not noticed where times are traced.
+    """
+    return _checked_between(schedule, "t", t, 1.0, "[0, 1]")
+
+
+def checked_angle(schedule: AbstractSchedule, angle: ArrayLike) -> Float[Array, "..."]:
+    """Angles as an array of a floating type.
+
+    Args:
+        schedule: Who was asked, for the message.
+        angle: Angles, in radians.
+
+    Raises:
+        ValueError: One is NaN or outside [0, pi / 2]. Not noticed where they are traced.
+    """
+    return _checked_between(schedule, "angle", angle, math.pi / 2, "[0, pi / 2]")
+
+
+def _checked_between(
+    schedule: AbstractSchedule, name: str, value: ArrayLike, end: float, span: str
+) -> Float[Array, "..."]:
+    checked_array(type(schedule).__name__, name, value, finite=False, empty=True)
+    array = jnp.asarray(value)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        array = array.astype(float)
+    if isinstance(array, Tracer):
+        return array
+    # A time that was computed, as `time(angle(t))`, may be rounded past an end.
+    margin = 4.0 * float(jnp.finfo(array.dtype).eps)
+    numbers = np.asarray(array, float)
+    is_wrong = ~((numbers >= -margin) & (numbers <= end + margin))
+    if is_wrong.any():
+        raise ValueError(
+            f"{type(schedule).__name__}: {name} must lie in {span}, got "
+            f"{numbers[is_wrong][0]}."
+        )
+    return array

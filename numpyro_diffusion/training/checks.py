@@ -41,19 +41,18 @@ def check_events(
     Raises:
         ValueError: They are.
     """
-    caller = f"fit: {name}"
     is_small = events.nbytes <= device_bytes
     if is_small and scaling is None:
         found = events.take(slice(None))
     else:
         found = events.sample(_SAMPLE)
-    _check_finite(caller, found)
+    _check_finite(name, found)
     x0 = np.asarray(standardised(scaling, found))
-    reverse.check_data(caller, x0)
+    reverse.check_data(f"fit: {name}", x0)
     _check_network(reverse, events.event_shape, x0.dtype, name)
     if is_small and scaling is not None:
         for piece in events.pieces():
-            _check_finite(caller, piece)
+            _check_finite(name, piece)
 
 
 def check_first_batch(
@@ -79,7 +78,7 @@ def check_first_batch(
             f"fit: data must return batches of batch_size = {batch_size} events, got "
             f"{len(batch)}."
         )
-    _check_finite("fit: the first batch of data", batch)
+    _check_finite("the first batch of data", batch)
     if len(batch) >= _ENOUGH:
         x0 = np.asarray(standardised(scaling, batch))
         reverse.check_data("fit: the first batch of data", x0)
@@ -199,10 +198,10 @@ def _check_network(
         )
 
 
-def _check_finite(caller: str, data: np.ndarray) -> None:
+def _check_finite(name: str, data: np.ndarray) -> None:
     bad = np.size(data) - np.count_nonzero(np.isfinite(data))
     if bad:
         raise ValueError(
-            f"{caller} must be finite, got {bad} NaN or infinite entries among "
+            f"fit: {name} must be finite, got {bad} NaN or infinite entries among "
             f"{data.size}."
         )

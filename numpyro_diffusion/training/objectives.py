@@ -176,14 +176,14 @@ class BoundLoss(AbstractObjective):
             noise_key, kl_key = jax.random.split(key)
             t, s = grid[step], grid[step - 1]
             x_t = jnp.asarray(forward.marginal(x0, t).sample(noise_key))
-            return step_kl(reverse, x0, x_t, t, s, kl_key)
+            return step_kl(reverse, x0, x_t, t=t, s=s, key=kl_key)
 
         kls = self._summed_kls(kl, x0, step_key, noise_key)
         if not reverse.learns_last_step:
             last = -jax.vmap(lambda x: forward.marginal(x, grid[1]).entropy())(x0)
         else:
             keys = jax.random.split(last_key, num)
-            log_prob = lambda x, key: reconstruction(reverse, x, grid[1], key)
+            log_prob = lambda x, key: reconstruction(reverse, x, t=grid[1], key=key)
             last = jax.vmap(log_prob)(x0, keys)
         at_end = jax.vmap(lambda x: forward.marginal(x, grid[-1]).entropy())(x0)
         terminal = forward.terminal(x0.shape[1:]).entropy()

@@ -82,8 +82,15 @@ class Checkpoint:
         """The file's state and losses in place of those of the start."""
         if not self._header:
             return state, losses
-        restore = lambda path, _: jnp.asarray(self._arrays[jax.tree_util.keystr(path)])
-        losses[: self.step] = self._arrays["losses"]
+        arrays, self._arrays = self._arrays, {}  # of no use after this
+
+        def restore(path: tuple, leaf: Any) -> Any:
+            stored = jnp.asarray(arrays[jax.tree_util.keystr(path)])
+            if not _is_key(leaf):
+                return stored
+            return jax.random.wrap_key_data(stored, impl=jax.random.key_impl(leaf))
+
+        losses[: self.step] = arrays["losses"]
         return jax.tree_util.tree_map_with_path(restore, state), losses
 
     def save(
@@ -93,10 +100,20 @@ class Checkpoint:
         if self._path is None:
             return
         leaves = jax.tree_util.tree_flatten_with_path(state)[0]
-        arrays = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+        # An optimiser that adds noise has a key among its numbers.
+        plain = lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf
+        arrays = {
+            jax.tree_util.keystr(path): np.asarray(plain(leaf)) for path, leaf in leaves
+        }
         arrays["losses"] = losses[:step]
         header = {"kind": _KIND, "step": step, "identity": dict(identity)}
         write_archive(self._path, header, arrays)
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(
+        leaf.dtype, jax.dtypes.prng_key
+    )
 
 
 def _checked_path(path: Any) -> Path:

@@ -7,7 +7,8 @@ An array, in memory or mapped from a file, or a *source*: a function
 that returns the events of one step, stacked along the first axis, always in the same shape
 and dtype. `key` is fresh at each step and, like everything random, follows from the run's
 key and the step alone. A source that uses nothing else is resumed bit for bit. A dataset
-with random access is adapted in one line, `lambda key, step: dataset[step]`.
+with random access, as Grain's `MapDataset`, is adapted in one line,
+`lambda key, step: dataset[step]`.
 
 An iterator needs three, and is called once per step, in order:
 

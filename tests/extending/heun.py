@@ -29,7 +29,7 @@ class Heun(nd.samplers.AbstractSampler):
     def is_chain(self):
         return False
 
-    def sample(self, reverse, key, event_shape):
+    def sample(self, key, reverse, event_shape):
         schedule = reverse.forward.schedule
 
         def velocity(x, angle):

@@ -118,7 +118,7 @@ def test_a_scale_shared_over_an_image(masked):
 
     def model(y):
         scale = scale_law()
-        image = numpyro.sample("x", prior).reshape(8, 8)
+        image = jnp.reshape(numpyro.sample("x", prior), (8, 8))
         law = dist.Normal(image, scale).mask(seen.reshape(8, 8)).to_event(2)
         numpyro.sample("y", law, obs=y)
 
@@ -130,15 +130,20 @@ def test_a_scale_shared_over_an_image(masked):
 @pytest.mark.parametrize("covariance", [g.Isotropic(), g.Tweedie()], ids=["iso", "tw"])
 @pytest.mark.parametrize("kind", ["event", "plate"])
 def test_a_scale_under_a_linear_operator(covariance, kind):
-    """Correlated observations: three of four entries, or one of each of 20 pairs."""
+    """Correlated observations: three of four entries, or one of each of 20 pairs.
+
+    Steps are not narrowed where entries are coupled. That loses particles of little noise,
+    the fewer the more steps: of 0.15 nats with 20 steps, 0.05 are left with 60.
+    """
     rng = np.random.default_rng(2)
     if kind == "event":
-        prior, count = gaussian_prior(np.eye(4)), 1
+        prior_law, count = np.diag([1.0, 1.5, 0.7, 1.2]), 1
         operator = rng.normal(size=(3, 4))
     else:
-        prior, count = gaussian_prior(np.eye(2)), 20
+        prior_law, count = np.diag([1.2, 0.8]), 20
         operator = np.array([[1.0, 0.5]])
-    law = operator @ operator.T
+    prior = gaussian_prior(prior_law, 60)
+    law = operator @ prior_law @ operator.T
     y = rng.multivariate_normal(
         np.zeros(len(law)), law + 0.25 * np.eye(len(law)), count
     )
@@ -152,7 +157,30 @@ def test_a_scale_under_a_linear_operator(covariance, kind):
     exact = gaussian_over_scales(np.kron(np.eye(count), law), y.ravel())
     guidance = g.MomentMatching(covariance)
     posterior, scales = run(model, jnp.asarray(y), guidance=guidance)
-    check(posterior, scales, exact, 0.15, 100)
+    check(posterior, scales, exact, 0.15, 500)
+
+
+def test_a_scale_under_forty_projections_of_an_image():
+    """More than the few random vectors that look for a low rank, less than entries."""
+    reverse = nd.analytic.MixtureReverse(
+        FORWARD, jnp.ones(1), jnp.zeros((1, 64)), jnp.ones((1, 64))
+    )
+    prior = nd.DiffusionPrior(reverse, (64,), 60)
+    operator = np.random.default_rng(5).normal(size=(40, 64)) / 4.0
+    law = operator @ operator.T
+    y = np.random.default_rng(1).multivariate_normal(
+        np.zeros(40), law + 0.01 * np.eye(40)
+    )
+
+    def model(y):
+        scale = scale_law()
+        x = numpyro.sample("x", prior)
+        numpyro.sample("y", dist.Normal(operator @ x, scale).to_event(1), obs=y)
+
+    posterior, scales = run(model, jnp.asarray(y), num_particles=1024)
+    exact = gaussian_over_scales(law, y)
+    assert abs(posterior.log_evidence - exact[0]) < 0.6
+    assert len(np.unique(scales)) > 50
 
 
 def test_an_unknown_gain_of_counts():
@@ -169,10 +197,12 @@ def test_an_unknown_gain_of_counts():
     prior = norm.logpdf(x) + np.log(x[1] - x[0])
     rates = np.log(SCALES)[:, None] + x
     of_counts = {
-        n: logsumexp(n * rates - np.exp(rates) - gammaln(n + 1) + prior, axis=1)
+        n: np.asarray(
+            logsumexp(n * rates - np.exp(rates) - gammaln(n + 1) + prior, axis=1)
+        )
         for n in set(y.tolist())
     }
-    exact = over_scales(sum(of_counts[n] for n in y.tolist()))
+    exact = over_scales(np.sum([of_counts[n] for n in y.tolist()], axis=0))
     posterior, scales = run(model, jnp.asarray(y))
     check(posterior, scales, exact, 0.05, 1000)
 
@@ -183,7 +213,7 @@ def test_few_founders_are_no_fault_where_no_latent_travels_with_them():
     def known(y):
         with numpyro.plate("n", 2):
             x = numpyro.sample("x", ONE)
-        numpyro.sample("y", dist.Normal(x[0, 0] - x[1, 0], 0.01), obs=y)
+        numpyro.sample("y", dist.Normal(jnp.sum(x), 0.01), obs=y)
 
     smc = nd.infer.TwistedSMC(known, num_particles=8, guidance=g.Unguided())
     with warnings.catch_warnings():

@@ -133,8 +133,8 @@ def test_sure_bits_have_a_finite_loss_in_single_precision(readout):
     reverse = nd.paper2015.KernelReverse(BITS, network, 10, readout=readout)
     x0, x_t = jnp.array([0.0, 1.0, 1.0]), jnp.array([1, 1, 1], jnp.float32)
     t, s = jnp.float32(0.2), jnp.float32(0.1)
-    kl = step_kl(reverse, x0.astype(jnp.float32), x_t, t, s, jr.key(0))
-    expected = step_kl(reverse, x0, x_t.astype(float), 0.2, 0.1, jr.key(0))
+    kl = step_kl(reverse, x0.astype(jnp.float32), x_t, t=t, s=s, key=jr.key(0))
+    expected = step_kl(reverse, x0, x_t.astype(float), t=0.2, s=0.1, key=jr.key(0))
     assert np.isfinite(kl)
     np.testing.assert_allclose(kl, expected, rtol=1e-5)
 
@@ -296,7 +296,9 @@ def test_an_oracle_reaches_the_optimum_of_the_heartbeats(num_steps, rate, expect
 
     @jax.jit
     def kls(states, t, s):
-        return jax.vmap(lambda x: step_kl(reverse, x0, x, t, s, jr.key(0)))(states)
+        return jax.vmap(lambda x: step_kl(reverse, x0, x, t=t, s=s, key=jr.key(0)))(
+            states
+        )
 
     total = 0.0
     for k in range(2, num_steps + 1):

@@ -195,7 +195,7 @@ def tolerance(values):
 @pytest.mark.parametrize("num_steps", [1, 3])
 def test_mixture_chain_returns_the_data_law(num_steps):
     reverse, n = mixture(cosine()), 20_000
-    draw = lambda key: ancestral_sample(reverse, key, (1,), uniform_grid(num_steps))
+    draw = lambda key: ancestral_sample(key, reverse, (1,), uniform_grid(num_steps))
     x = np.array(jax.vmap(draw)(jr.split(jr.key(1), n)))[:, 0]
     data = data_density(reverse)
     for statistic in (lambda x: x, np.square, lambda x: x > 1.0, lambda x: x < -1.2):
@@ -262,7 +262,7 @@ def test_patterns_denoising_variance_bounds_the_true_one():
 @pytest.mark.parametrize("num_steps", [1, 3])
 def test_patterns_chain_returns_the_data_law(num_steps):
     reverse, n = patterns(signal_linear()), 20_000
-    draw = lambda key: ancestral_sample(reverse, key, (3,), uniform_grid(num_steps))
+    draw = lambda key: ancestral_sample(key, reverse, (3,), uniform_grid(num_steps))
     x = np.array(jax.vmap(draw)(jr.split(jr.key(2), n)))
     is_pattern = np.all(x[:, None, :] == np.array(reverse.patterns)[None], axis=-1)
     assert np.all(is_pattern.sum(1) == 1)  # never anything else

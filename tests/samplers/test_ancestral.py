@@ -53,7 +53,7 @@ def test_chain_with_the_exact_error_is_exact_in_one_dimension():
 def test_draws_have_the_variance_of_the_recursion():
     num_steps, n = 8, 20_000
     reverse = denoising(num_steps)
-    draw = lambda key: ancestral_sample(reverse, key, (2,), uniform_grid(num_steps))
+    draw = lambda key: ancestral_sample(key, reverse, (2,), uniform_grid(num_steps))
     x = np.array(jax.vmap(draw)(jr.split(jr.key(3), n)))
     expected = chain_variance(reverse, num_steps)
     # five standard errors of a Gaussian's mean and variance: two in a million
@@ -80,7 +80,7 @@ def test_noising_path_has_the_marginals(kind):
     else:
         forward = BernoulliForward(signal_linear(), 0.2)
         x0 = jnp.array([1, 0, 1])
-    path = jax.vmap(lambda key: noising_path(forward, key, x0, grid))
+    path = jax.vmap(lambda key: noising_path(key, forward, x0, grid))
     x = path(jr.split(jr.key(4), n))
     assert x.shape == (n, 6, *x0.shape)
     assert x.dtype == x0.dtype
@@ -101,7 +101,7 @@ def test_noising_path_has_the_marginals(kind):
 def test_a_path_is_a_chain():
     """Neighbours are correlated as one transition says, not drawn from marginals."""
     n, grid, forward = 20_000, uniform_grid(4), GaussianForward(cosine())
-    path = jax.vmap(lambda key: noising_path(forward, key, jnp.zeros(1), grid))
+    path = jax.vmap(lambda key: noising_path(key, forward, jnp.zeros(1), grid))
     x = np.array(path(jr.split(jr.key(5), n)))[:, :, 0]
     residual = x[:, 2] - np.sqrt(forward.schedule.kept(s=grid[1], t=grid[2])) * x[:, 1]
     tol = 5 / np.sqrt(n)  # of a correlation that is zero: six in ten million
@@ -127,10 +127,10 @@ def test_a_long_chain_compiles_like_a_short_one(which):
     def trace(num_steps):
         grid = np.linspace(0.0, 1.0, num_steps + 1)
         if which == "ancestral_sample":
-            fn = lambda key, grid: ancestral_sample(reverse, key, (2,), grid)
+            fn = lambda key, grid: ancestral_sample(key, reverse, (2,), grid)
         else:
             fn = lambda key, grid: noising_path(
-                reverse.forward, key, jnp.zeros(2), grid
+                key, reverse.forward, jnp.zeros(2), grid
             )
         return count_equations(jax.make_jaxpr(fn)(jr.key(0), jnp.asarray(grid)).jaxpr)
 

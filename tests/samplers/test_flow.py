@@ -313,7 +313,7 @@ def test_bits_have_no_flow(method):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_steps": 0}, "num_steps must be positive"),
+        ({"num_steps": 0}, "num_steps must be a positive integer"),
         ({"angle_min": 0.0}, "angle_min must lie in"),
         ({"angle_min": 1.6}, "angle_min must lie in"),
         ({"num_probes": 0}, "num_probes must be positive or None"),

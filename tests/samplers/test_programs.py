@@ -38,7 +38,7 @@ REVERSES = {"gaussian": GAUSSIAN, "mixture": MIXTURE, "bits": BITS}
 def path_of(reverse, key):
     """x_0, ..., x_T, which any of the chains could have produced."""
     x0 = jnp.array([1, 0]) if reverse is BITS else jnp.array([0.3, -0.8])
-    return noising_path(reverse.forward, key, x0, jnp.asarray(GRID))
+    return noising_path(key, reverse.forward, x0, jnp.asarray(GRID))
 
 
 @pytest.mark.parametrize("reverse", REVERSES.values(), ids=REVERSES)

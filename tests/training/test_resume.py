@@ -36,7 +36,7 @@ def resumed(path, monkeypatch, **arguments):
     return result
 
 
-class Bits(eqx.Module):
+class Stream(eqx.Module):
     """A source that uses nothing but key and step."""
 
     shift: float = 0.0
@@ -50,17 +50,23 @@ def on_disk(path):
     return np.load(path, mmap_mode="r")
 
 
-SOURCES = {
+RUNS = {
     "array": lambda path: {"data": gaussian()},
     "scaled": lambda path: {"data": 3 * gaussian() + 1, "scaling": "standard"},
     "map": lambda path: {"data": on_disk(path), "device_bytes": 2000},
-    "function": lambda path: {"data": Bits(), "validation": gaussian(64)},
+    "noisy optimizer": lambda path: {
+        "data": gaussian(),
+        "optimizer": optax.chain(
+            optax.add_noise(0.1, 0.5, jax.random.key(3)), optax.adam(1e-3)
+        ),
+    },
+    "function": lambda path: {"data": Stream(), "validation": gaussian(64)},
 }
 
 
-@pytest.mark.parametrize("source", SOURCES)
-def test_a_killed_run_resumes_to_the_same_result(source, tmp_path, monkeypatch):
-    arguments = SOURCES[source](tmp_path / "data.npy")
+@pytest.mark.parametrize("name", RUNS)
+def test_a_killed_run_resumes_to_the_same_result(name, tmp_path, monkeypatch):
+    arguments = RUNS[name](tmp_path / "data.npy")
     found = resumed(tmp_path / "state.nd", monkeypatch, **arguments)
     uninterrupted = run(**arguments)
     assert same(found, uninterrupted)
@@ -173,7 +179,7 @@ def test_a_run_is_the_same_in_another_process(tmp_path):
     """Hashes of strings and addresses of functions change from process to process."""
     code = (
         "import sys, jax, optax, numpyro_diffusion as nd\n"
-        "network = nd.networks.UNet((4, 4), width=4, key=jax.random.key(0))\n"
+        "network = nd.networks.UNet((4, 4), width=8, key=jax.random.key(0))\n"
         "reverse = nd.DenoisingReverse("
         "nd.GaussianForward(nd.schedules.cosine()), network)\n"
         "nd.fit(reverse, jax.random.normal(jax.random.key(0), (20, 4, 4)),"
@@ -232,5 +238,6 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_first_step(
 def test_the_header_holds_the_facts(finished):
     identity = read_archive(finished).header["identity"]
     assert identity["num_steps"] == "30"
-    assert identity["reverse.forward.schedule"] == "numpyro_diffusion.schedules.Cosine"
+    schedule = identity["reverse.forward.schedule"]
+    assert schedule == "numpyro_diffusion.schedules.curves.Cosine"
     assert identity["reverse.network.event_shape[0]"] == "2"

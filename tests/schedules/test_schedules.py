@@ -1,11 +1,14 @@
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import numpyro_diffusion as nd
 from numpyro_diffusion.schedules import (
     Geometric,
     Learned,
+    Tabulated,
     cosine,
     geometric,
     learned,
@@ -272,3 +275,132 @@ def test_a_learned_schedule_moves_but_keeps_its_first_step():
 def test_bad_step_lists_are_named(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+# What comes from outside
+
+
+STEPWISE = {
+    "tabulated": tabulated([0.1, 0.2, 1.0]),
+    "reference_code": reference_code(10),
+    "learned": learned(5, 0.1),
+}
+ALL = pytest.mark.parametrize(
+    "schedule", (SCHEDULES | STEPWISE).values(), ids=SCHEDULES | STEPWISE
+)
+
+
+@ALL
+@pytest.mark.parametrize("read", ["alpha_bar", "noise", "angle"])
+@pytest.mark.parametrize("t", [np.nan, -0.1, 1.1, np.inf])
+def test_times_outside_the_unit_interval_are_refused(schedule, read, t):
+    """They gave NaN, or the value at the nearer end, without a word."""
+    name = type(schedule).__name__
+    for value in (t, jnp.array([0.5, t]), np.float32(t)):
+        with pytest.raises(ValueError, match=rf"{name}: t must lie in \[0, 1\], got"):
+            getattr(schedule, read)(value)
+
+
+@ALL
+def test_angles_outside_the_quarter_turn_are_refused(schedule):
+    for angle in (np.nan, -0.1, 1.6):
+        with pytest.raises(ValueError, match=r": angle must lie in \[0, pi / 2\], got"):
+            schedule.time(angle)
+
+
+@ALL
+def test_swapped_times_are_refused(schedule):
+    for read in (schedule.kept, schedule.beta):
+        with pytest.raises(ValueError, match=r"s must not be later than t, got s=0\.6"):
+            read(s=0.6, t=0.4)
+        read(s=jnp.array([0.1, 0.4]), t=0.4)
+
+
+@ALL
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64, jnp.bfloat16])
+def test_rounded_ends_are_ends(schedule, dtype):
+    """`time(angle(1))` may come out one rounding past 1."""
+    one = jnp.ones((), dtype)
+    schedule.alpha_bar(schedule.time(schedule.angle(one)))
+    schedule.alpha_bar(one * (1 + jnp.finfo(dtype).eps))
+
+
+@ALL
+def test_traced_times_are_left_to_the_program(schedule):
+    """What is checked must be known: the checks cost a compiled program nothing."""
+    assert jnp.isfinite(jax.jit(lambda t: schedule.alpha_bar(t))(0.5))
+    jax.vmap(lambda s, t: schedule.beta(s=s, t=t))(*jnp.array([[0.1, 0.2], [0.2, 0.3]]))
+    jax.grad(lambda t: schedule.noise(t))(0.3)
+
+
+@ALL
+def test_every_schedule_can_be_saved(schedule, tmp_path):
+    nd.save(tmp_path / "a.nd", schedule)
+    assert eqx.tree_equal(nd.load(tmp_path / "a.nd"), schedule)
+
+
+def test_there_is_one_way_to_make_a_schedule():
+    """`Cosine` and `cosine()` stood side by side."""
+    public = [getattr(nd.schedules, name) for name in nd.schedules.__all__]
+    assert [v for v in public if isinstance(v, type)] == [nd.schedules.AbstractSchedule]
+
+
+@pytest.mark.parametrize("number", [np.int64(4), np.int8(4), np.array(4), jnp.array(4)])
+def test_integers_of_numpy_and_jax_are_numbers_of_steps(number):
+    np.testing.assert_array_equal(uniform_grid(number), uniform_grid(4))
+    assert len(learned(number, 0.1).log_increments) == 3
+    assert len(reference_code(number).signal) == 5
+
+
+@pytest.mark.parametrize(
+    "make", [uniform_grid, reference_code, lambda n: learned(n, 0.1)]
+)
+@pytest.mark.parametrize(
+    ("number", "error"),
+    [(True, TypeError), (np.bool_(True), Exception), (10**9, ValueError)],
+    ids=str,
+)
+def test_truth_values_and_huge_numbers_are_no_numbers_of_steps(make, number, error):
+    """A grid of 1e9 steps asked for 24 GB."""
+    with pytest.raises(error, match="num_steps"):
+        make(number)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: tabulated(np.array(["a", "b"])), r"tabulated: betas must be"),
+        (
+            lambda: tabulated(np.array([True])),
+            r"tabulated: betas must be a list of numbers",
+        ),
+        (lambda: geometric(jnp.array(True), 1.0), r"Geometric: 0 < nsr_min < nsr_max"),
+        (lambda: learned(5, jnp.ones(2)), r"learned: beta_1 must lie in \[0, 1\]"),
+    ],
+)
+def test_what_is_no_number_is_named(build, message):
+    # the annotation (checked in tests) or the function itself refuses
+    with pytest.raises(TypeError, match=rf"{message}|beta_1|nsr_min"):
+        build()
+
+
+@pytest.mark.parametrize(
+    ("signal", "lost"),
+    [
+        ([1.0, np.nan], [0.0, 1.0]),
+        ([1.0, 0.5], [0.0, 0.9]),
+        ([1.0, 0.5, 0.6], [0.0, 0.5, 0.4]),
+        ([0.9, 0.5], [0.1, 0.5]),
+        ([1.0], [0.0]),
+    ],
+    ids=["nan", "sum", "rising", "start", "one"],
+)
+def test_tables_of_no_sense_are_refused(signal, lost):
+    with pytest.raises(ValueError, match="Tabulated: signal must fall from 1"):
+        Tabulated(jnp.array(signal), jnp.array(lost))
+
+
+def test_numpy_numbers_become_numbers():
+    schedule = geometric(np.float64(0.1), np.float64(10.0))
+    assert (type(schedule.nsr_min), type(schedule.nsr_max)) == (float, float)
+    assert type(learned(5, np.float64(0.1)).beta_1) is float
