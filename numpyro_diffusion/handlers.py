@@ -9,14 +9,14 @@ from jaxtyping import Array
 from numpyro.handlers import block
 from numpyro.primitives import Messenger
 
-from numpyro_diffusion.checks import checked_callable, checked_instance, checked_names
 from numpyro_diffusion.guidance import (
     AbstractGuidance,
     ModelLikelihood,
     default_guidance,
     guided_sample,
 )
-from numpyro_diffusion.model.checks import check_drawable
+from numpyro_diffusion.guidance.base import check_guidance
+from numpyro_diffusion.model.checks import check_drawable, check_model
 from numpyro_diffusion.model.messengers import OmitPrior, zeros_like_site
 from numpyro_diffusion.model.problem import (
     Problem,
@@ -51,7 +51,7 @@ def diffusion_sites(model: Callable) -> Callable:
     such a model. Every marked site needs a kernel that knows its chain: NUTS alone, on a
     marked model, would take the prior to be flat.
     """
-    checked_callable("diffusion_sites", "model", model, "a NumPyro model")
+    check_model("diffusion_sites", model, None)
     return OmitPrior(model, select=is_diffusion_site)
 
 
@@ -90,11 +90,9 @@ def guide(
             guidance needs the prior's denoising error and it was not measured.
         TypeError: When run: one of several sites is over bits.
     """
-    checked_callable(CALLER, "model", model, "a NumPyro model")
-    checked_names(CALLER, "site", site)
+    check_model(CALLER, model, site)
     if guidance is not None:
-        example = "guidance.MomentMatching()"
-        checked_instance(CALLER, "guidance", guidance, AbstractGuidance, example)
+        check_guidance(CALLER, guidance)
 
     def guided(*args: Any, **kwargs: Any) -> Any:
         with block():

@@ -15,7 +15,6 @@ from numpyro_diffusion.checks import (
     checked_instance,
     checked_integer,
     checked_key,
-    checked_names,
     checked_num_steps,
     checked_positive,
     checked_real,
@@ -218,13 +217,9 @@ def test_widths_have_squares_in_single_precision():
             checked_width("f", "radius", value)
 
 
-def test_functions_and_names():
+def test_functions():
     assert checked_callable("f", "model", len, "a model") is len
     for value in (None, 3, int):
         with pytest.raises(TypeError, match="f: model must be a function, as a model"):
             checked_callable("f", "model", value, "a model")
     assert checked_callable("f", "inner", int, "NUTS", classes=True) is int
-    assert checked_names("f", "site", ["x", "y"]) == ["x", "y"]
-    for value in (3, [None]):
-        with pytest.raises(TypeError, match="f: site must be a name, a list of names"):
-            checked_names("f", "site", value)

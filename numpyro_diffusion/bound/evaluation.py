@@ -17,9 +17,8 @@ from numpyro_diffusion.checks import (
     checked_key,
     checked_width,
 )
-from numpyro_diffusion.forward import AbstractForward, noising_path
+from numpyro_diffusion.forward import AbstractForward, noising_path, uniform_grid
 from numpyro_diffusion.reverse import AbstractReverse
-from numpyro_diffusion.schedules import uniform_grid
 
 __all__ = [
     "importance_log_prob",

@@ -17,7 +17,6 @@ __all__ = [
     "checked_callable",
     "checked_instance",
     "checked_integer",
-    "checked_names",
     "checked_num_steps",
     "checked_positive",
     "checked_real",
@@ -233,25 +232,6 @@ def checked_callable(
     if not callable(value) or (isinstance(value, type) and not classes):
         raise TypeError(
             f"{caller}: {name} must be a function, as {example}, got {value!r}."
-        )
-    return value
-
-
-def checked_names(caller: str, name: str, value: Any) -> Any:
-    """The name of a site, or names of several, or None for those that there are.
-
-    Args:
-        caller: Class or function that was called, for the message.
-        name: Its argument, for the message.
-        value: What came.
-
-    Raises:
-        TypeError: `value` is something else.
-    """
-    several = value if isinstance(value, list | tuple) else [value]
-    if value is not None and not all(isinstance(one, str) for one in several):
-        raise TypeError(
-            f"{caller}: {name} must be a name, a list of names or None, got {value!r}."
         )
     return value
 

@@ -26,6 +26,7 @@ __all__ = [
     "ModelLikelihood",
     "TiltedStep",
     "Time",
+    "check_guidance",
     "curvature",
     "dot",
     "finite",
@@ -118,6 +119,16 @@ class AbstractGuidance(eqx.Module):
         """
         if weighed:
             reverse.check_width(caller)
+
+
+def check_guidance(caller: str, guidance: Any) -> None:
+    """Refuse what is no guidance.
+
+    Raises:
+        TypeError: It is none.
+    """
+    example = "guidance.MomentMatching()"
+    checked_instance(caller, "guidance", guidance, AbstractGuidance, example)
 
 
 def over_stack(function: Callable) -> Callable:

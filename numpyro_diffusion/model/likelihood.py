@@ -27,8 +27,7 @@ from jaxtyping import Array, Float, Num
 from numpyro.distributions.distribution import MaskedDistribution
 from numpyro.handlers import seed, substitute
 
-from numpyro_diffusion.checks import checked_callable
-from numpyro_diffusion.model.checks import check_observations
+from numpyro_diffusion.model.checks import check_model, check_observations
 from numpyro_diffusion.model.fisher import divergence
 from numpyro_diffusion.model.messengers import (
     OmitPrior,
@@ -81,7 +80,7 @@ class Likelihood:
         kwargs: Mapping[str, Any] | None = None,
         others: Mapping[str, Array] | None = None,
     ) -> None:
-        checked_callable("Likelihood", "model", model, "a NumPyro model")
+        check_model("Likelihood", model, None)
         if not isinstance(site, str):
             raise TypeError(f"Likelihood: site must be a name, got {site!r}.")
         if not isinstance(args, tuple | list):

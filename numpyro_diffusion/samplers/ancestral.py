@@ -18,9 +18,9 @@ from numpyro_diffusion.checks import (
     checked_num_steps,
     checked_shape,
 )
+from numpyro_diffusion.forward import uniform_grid
 from numpyro_diffusion.reverse import AbstractReverse
 from numpyro_diffusion.samplers.base import AbstractSampler
-from numpyro_diffusion.schedules import uniform_grid
 
 __all__ = ["Ancestral", "ancestral_sample"]
 

@@ -17,9 +17,8 @@ from jaxtyping import Array, Num
 from numpyro.contrib.control_flow import scan
 
 from numpyro_diffusion.checks import checked_array, checked_instance, checked_shape
-from numpyro_diffusion.forward import AbstractForward
+from numpyro_diffusion.forward import AbstractForward, uniform_grid
 from numpyro_diffusion.reverse import AbstractReverse
-from numpyro_diffusion.schedules import uniform_grid
 
 __all__ = ["forward_model", "reverse_model"]
 

@@ -27,7 +27,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from numpyro_diffusion.checks import checked_instance, checked_integer
-from numpyro_diffusion.schedules import AbstractSchedule, uniform_grid
+from numpyro_diffusion.forward import AbstractSchedule, uniform_grid
 
 __all__ = [
     "LOG_2PI",

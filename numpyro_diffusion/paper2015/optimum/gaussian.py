@@ -24,13 +24,13 @@ from numpy.typing import ArrayLike
 
 from numpyro_diffusion.bound import NATS
 from numpyro_diffusion.checks import checked_array, checked_width
+from numpyro_diffusion.forward import AbstractSchedule
 from numpyro_diffusion.paper2015.optimum._bound import (
     LOG_2PI,
     OptimalBound,
     Steps,
     steps,
 )
-from numpyro_diffusion.schedules import AbstractSchedule
 
 __all__ = [
     "GaussianChain",

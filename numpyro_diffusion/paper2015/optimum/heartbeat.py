@@ -34,6 +34,7 @@ from numpyro_diffusion.checks import (
     checked_real,
     checked_width,
 )
+from numpyro_diffusion.forward import AbstractSchedule
 from numpyro_diffusion.paper2015.optimum._bound import (
     OptimalBound,
     Steps,
@@ -49,7 +50,6 @@ from numpyro_diffusion.paper2015.optimum._counts import (
     multisets,
     phase_posterior,
 )
-from numpyro_diffusion.schedules import AbstractSchedule
 
 __all__ = ["HeartbeatChain", "heartbeat_bound", "heartbeat_chain"]
 

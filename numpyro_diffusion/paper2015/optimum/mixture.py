@@ -30,6 +30,7 @@ from numpyro_diffusion.checks import (
     checked_real,
     checked_width,
 )
+from numpyro_diffusion.forward import AbstractSchedule
 from numpyro_diffusion.paper2015.optimum._bound import (
     LOG_2PI,
     OptimalBound,
@@ -37,7 +38,6 @@ from numpyro_diffusion.paper2015.optimum._bound import (
     steps,
 )
 from numpyro_diffusion.paper2015.optimum.gaussian import bound_from_log_variances
-from numpyro_diffusion.schedules import AbstractSchedule
 
 __all__ = ["EntropyEstimate", "mixture_bound", "mixture_entropy"]
 
