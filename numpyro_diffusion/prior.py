@@ -197,17 +197,15 @@ class DiffusionPrior(dist.Distribution):
         Raises:
             NotImplementedError: The prior is over bits (a RuntimeError under `jit`).
             TypeError: `value` is not an array of real numbers.
-            ValueError: It is known and not finite, or of another shape.
+            ValueError: It does not end in the event's shape.
         """
-        checked_array("DiffusionPrior.log_prob", "value", value, empty=True)
+        caller, event = "DiffusionPrior.log_prob", self.event_shape
+        checked_array(caller, "value", value, finite=False, empty=True)
         value = jnp.asarray(value)
-        if (
-            value.shape[max(0, value.ndim - len(self.event_shape)) :]
-            != self.event_shape
-        ):
+        if value.shape[max(0, value.ndim - len(event)) :] != event:
             raise ValueError(
-                "DiffusionPrior.log_prob: value must end in the event's shape "
-                f"{self.event_shape}, got shape {value.shape}."
+                f"{caller}: value must end in the event's shape {event}, got shape "
+                f"{value.shape}."
             )
         if value.size == 0:  # NumPyro's validation divides by the number of events
             event_ndim = len(self.event_shape)

@@ -128,7 +128,9 @@ LIKELIHOOD = nd.guidance.ModelLikelihood(quadratic, curvature_of)
 ROWS: dict[str, Row] = {}
 
 
-ARITHMETIC = ("guidance.dot", "guidance.spread")
+# A density at a NaN is what NumPyro makes of it: outside of the support, with a warning if
+# values are validated, else not a number.
+ARITHMETIC = ("guidance.dot", "guidance.spread", "DiffusionPrior.log_prob")
 
 
 def row(name, use=None, none_is_right=(), /, call=None, **arguments):

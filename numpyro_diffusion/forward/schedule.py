@@ -10,7 +10,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from numpyro_diffusion.checks import checked_array, checked_num_steps
+from numpyro_diffusion.checks import checked_num_steps, checked_time
 
 __all__ = ["AbstractSchedule", "uniform_grid"]
 
@@ -66,7 +66,7 @@ class AbstractSchedule(eqx.Module):
 
 def _check_order(schedule: AbstractSchedule, s: ArrayLike, t: ArrayLike) -> None:
     for name, time in (("s", s), ("t", t)):
-        checked_array(type(schedule).__name__, name, time, finite=False, empty=True)
+        checked_time(type(schedule).__name__, name, time)
     if isinstance(s, Tracer) or isinstance(t, Tracer):
         return
     if np.any(np.asarray(s) > np.asarray(t)):
