@@ -12,6 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jax.core import Tracer
 from jaxtyping import Array, Float, Num
 from numpyro.distributions import constraints
 from numpyro.distributions.util import validate_sample
@@ -185,24 +186,26 @@ class DiffusionPrior(dist.Distribution):
         draws = _sample(self._arrays, self._static, key, shape, self.event_shape)
         return self.restored(draws)
 
-    @validate_sample
     def log_prob(self, value: Array, intermediates: Any = None) -> Float[Array, "..."]:
         """Log density in nats, shape `value.shape[: -len(event_shape)]`.
 
         Raises:
-            NotImplementedError: The prior is over bits.
+            NotImplementedError: The prior is over bits (a RuntimeError under `jit`).
         """
+        value = jnp.asarray(value)
+        if value.size == 0:  # NumPyro's validation divides by the number of events
+            event_ndim = len(self.event_shape)
+            return jnp.zeros(value.shape[: value.ndim - event_ndim])
+        return self._log_prob(value)
+
+    @validate_sample
+    def _log_prob(self, value: Array) -> Float[Array, "..."]:
         if not self.is_continuous:
-            raise NotImplementedError(
-                "DiffusionPrior: bits have no probability flow; use "
-                "`numpyro_diffusion.variational_bound` or `importance_log_prob`, or a "
-                "particle kernel of `numpyro_diffusion.infer`, which needs no density."
-            )
-        x = self.standardised(jnp.asarray(value))
+            return _no_density(value, len(self.event_shape))
+        x, scaling = self.standardised(value), self.scaling
         density = _log_prob(
             self._arrays, self._static, x, len(self.event_shape), self.flow
         )
-        scaling = self.scaling
         if scaling is None:
             return density
         # The Jacobian of the change of units.
@@ -255,10 +258,25 @@ def _log_prob(
 ) -> Float[Array, "..."]:
     reverse, _, _ = eqx.combine(arrays, static)
     batch_shape = value.shape[: value.ndim - event_ndim]
-    # Not -1: of no events there are none, whatever their shape.
-    num_events = math.prod(batch_shape)
-    events = value.reshape(num_events, *value.shape[len(batch_shape) :])
+    events = value.reshape(-1, *value.shape[len(batch_shape) :])
     return jax.vmap(lambda x: flow.log_prob(reverse, x))(events).reshape(batch_shape)
+
+
+def _no_density(value: Array, event_ndim: int) -> Float[Array, "..."]:
+    """Refuse to evaluate a density; but who only asks what depends on what shall hear it.
+
+    NumPyro traces densities for `render_model` and `get_dependencies` without running them.
+    """
+    message = (
+        "DiffusionPrior: bits have no probability flow; use "
+        "`numpyro_diffusion.variational_bound` or `importance_log_prob`, or a "
+        "particle kernel of `numpyro_diffusion.infer`, which needs no density."
+    )
+    if not isinstance(value, Tracer):
+        raise NotImplementedError(message)
+    axes = tuple(range(value.ndim - event_ndim, value.ndim))
+    density = jnp.sum(value, axis=axes) * jnp.ones(())
+    return eqx.error_if(density, jnp.ones((), bool), message)
 
 
 def _checked_shape(event_shape: Any) -> tuple[int, ...]:

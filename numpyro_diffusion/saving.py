@@ -189,8 +189,8 @@ def _read(path: str | os.PathLike[str]) -> Archive:
         what = f"an archive of kind {kind!r}"
         if kind == _TRAINING:
             what += (
-                ", which `fit(..., checkpoint=path)` keeps of a run: the same call "
-                "resumes it, and `save` writes its result"
+                ", the state of a training run that `fit(..., checkpoint=path)` keeps: "
+                "the same call resumes it, and `save` writes its result"
             )
         raise ArchiveError(
             f"{path} must hold an object saved by numpyro_diffusion.save (an archive "

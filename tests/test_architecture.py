@@ -14,6 +14,8 @@ import types
 import pytest
 
 import numpyro_diffusion
+from numpyro_diffusion.forward import AbstractForward
+from numpyro_diffusion.reverse import AbstractReverse
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "numpyro_diffusion"
@@ -117,6 +119,147 @@ def test_control_wrong_imports_are_found():
     assert floors({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == {"a": 3, "b": 2, "c": 1}
 
 
+# The limits of the house
+
+MOST_ROOMS, MOST_FLOORS, MOST_ARROWS, MOST_LINES = 22, 8, 75, 350
+DOOR = "__init__"
+BENCHMARKS = {
+    f"benchmarks.{path.stem}": imports(path.read_text())
+    for path in sorted((ROOT / "benchmarks").glob("*.py"))
+}
+# Benchmarks stand upon the package; most come in by its door, `import numpyro_diffusion`.
+WHOLE = room_graph({**GRAPH, **BENCHMARKS})
+WHOLE["benchmarks"].add(DOOR)
+
+
+def breaches(rooms):
+    """Which limits a house breaks; its floors are counted without the benchmarks."""
+    inside = {name: below for name, below in rooms.items() if name != "benchmarks"}
+    counts = {
+        "rooms": (len(rooms), MOST_ROOMS),
+        "floors": (max(floors(inside).values()), MOST_FLOORS),
+        "arrows": (sum(map(len, rooms.values())), MOST_ARROWS),
+    }
+    return {name: found for name, (found, most) in counts.items() if found > most}
+
+
+def test_the_house_is_small():
+    assert breaches(WHOLE) == {}
+
+
+def test_control_a_house_that_grows_is_found():
+    tower = {str(n): {str(below) for below in range(n)} for n in range(23)}
+    assert breaches(tower) == {"rooms": 23, "floors": 23, "arrows": 253}
+
+
+def longest(lines):
+    return {name: n for name, n in lines.items() if n > MOST_LINES}
+
+
+def test_a_file_can_be_held_in_mind():
+    lines = {name: len(path.read_text().splitlines()) for name, path in FILES.items()}
+    assert longest(lines) == {}
+    assert longest({"short": 350, "long": 351}) == {"long": 351}
+
+
+def who_imports(wing, graph):
+    """The modules outside of a room that import it."""
+    return {
+        name
+        for name, (found, _) in graph.items()
+        if room(name) != wing and wing in {room(module) for module in found}
+    }
+
+
+def test_the_replication_of_2015_is_a_wing_of_its_own():
+    """The door shows it; nothing else knows of it."""
+    assert who_imports("paper2015", GRAPH) == {DOOR}
+    wrong = {**GRAPH, "bound": ({"paper2015.kernel_reverse"}, [])}
+    assert "bound" in who_imports("paper2015", wrong)
+
+
+# The waist: who is above forward and reverse processes asks them, not what they are.
+# Whether an argument is a reverse process at all may be asked anywhere.
+ABSTRACT = {"AbstractForward", "AbstractReverse", "AbstractTrainableReverse"}
+
+
+def process_classes():
+    """The forward and reverse processes of the package, and their rooms."""
+    found, left = {}, [AbstractForward, AbstractReverse]
+    for name in FILES:
+        importlib.import_module(f"numpyro_diffusion.{name}".removesuffix(".__init__"))
+    while left:
+        cls = left.pop()
+        left += cls.__subclasses__()
+        if cls.__module__.startswith("numpyro_diffusion."):
+            found[cls.__name__] = cls.__module__.split(".")[1]
+    return found
+
+
+def last_names(node):
+    """The names, without what stands before a dot, in an expression."""
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.Name):
+            yield inner.id
+        elif isinstance(inner, ast.Attribute):
+            yield inner.attr
+
+
+def asked_kinds(source):
+    """Names of classes that a source text asks whether something is of them."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call):
+            called = next(iter(last_names(node.func)), None)
+            if called in ("isinstance", "issubclass") and len(node.args) == 2:
+                yield from last_names(node.args[1])
+        elif isinstance(node, ast.MatchClass):
+            yield from last_names(node.cls)
+
+
+def leaks(source, where, classes):
+    """Concrete processes of other rooms that a module of a room asks for."""
+    return {
+        name
+        for name in asked_kinds(source)
+        if name not in ABSTRACT and classes.get(name, where) != where
+    }
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_nobody_asks_what_kind_of_process_it_is(name):
+    assert leaks(FILES[name].read_text(), room(name), process_classes()) == set()
+
+
+def test_control_leaks_of_the_waist_are_found():
+    classes = process_classes()
+    assert classes["GaussianForward"] == "forward"
+    assert classes["JointReverse"] == "reverse"
+    assert classes["KernelReverse"] == "paper2015"
+    for source in (
+        "isinstance(prior.reverse, KernelReverse)",
+        "isinstance(x, (int, paper2015.KernelReverse))",
+        "issubclass(type(x), int | KernelReverse)",
+        "match x:\n    case KernelReverse():\n        pass",
+    ):
+        assert leaks(source, "samplers", classes) == {"KernelReverse"}
+        assert leaks(source, "paper2015", classes) == set()
+    assert leaks("isinstance(reverse, AbstractReverse)", "prior", classes) == set()
+
+
+def without_tests(rooms, names):
+    """Rooms without a folder or a file of tests."""
+    kept = {name.removeprefix("test_").removesuffix(".py") for name in names}
+    return rooms - kept - {DOOR}
+
+
+def test_every_room_has_its_tests():
+    assert without_tests(ROOMS.keys(), {p.name for p in ROOT.glob("tests/*")}) == set()
+    assert without_tests({"a", "b", "c"}, {"a", "test_b.py"}) == {"c"}
+
+
+# Imports and exports
+
+
 def test_importing_is_light():
     """No array on a device, and none of the optional or slow libraries."""
     code = (
@@ -153,13 +296,15 @@ def test_public_names_exist_and_are_documented(name):
         assert not inspect.isclass(value) or "__doc__" in vars(value)
 
 
-@pytest.mark.parametrize("name", [n for n in FILES if not n.startswith("_")])
+@pytest.mark.parametrize("name", [n for n in FILES if n == DOOR or n[0] != "_"])
 def test_modules_export_what_they_list(name):
     module = importlib.import_module(
         f"numpyro_diffusion.{name}".removesuffix(".__init__")
     )
     assert module.__doc__
-    assert [n for n in getattr(module, "__all__", []) if not hasattr(module, n)] == []
+    exported = getattr(module, "__all__", [])
+    assert [n for n in exported if not hasattr(module, n)] == []
+    assert len(set(exported)) == len(exported)
 
 
 def shadows(package):

@@ -14,6 +14,7 @@ import pytest
 from numpyro.contrib.control_flow import scan
 from numpyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
+from numpyro.infer.inspect import get_dependencies, get_model_relations
 from reference import gaussian_posterior, mean_z_scores
 from scipy.stats import kstest
 
@@ -351,3 +352,23 @@ def test_svi_with_auto_normal():
 def test_importing_the_library_does_not_import_arviz():
     code = "import sys, numpyro_diffusion; sys.exit('arviz' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_no_events_have_no_densities():
+    """The number of events stood under a fraction."""
+    assert make_gaussian().log_prob(jnp.zeros((0, 2))).shape == (0,)
+    assert make_gaussian().log_prob(jnp.zeros((3, 0, 2))).shape == (3, 0)
+
+
+def test_a_model_of_bits_can_be_inspected():
+    """Who asks what depends on what traces the density and never runs it."""
+
+    def model():
+        x = numpyro.sample("x", make_bits())
+        numpyro.sample("y", dist.Normal(1.0 * x[0], 0.5), obs=1.0)
+
+    assert set(get_dependencies(model)["prior_dependencies"]["y"]) == {"x", "y"}
+    assert get_model_relations(model)["sample_dist"]["x"] == "DiffusionPrior"
+    # Run, it says what to do.
+    with pytest.raises(Exception, match="bits have no probability flow"):
+        eqx.filter_jit(make_bits().log_prob)(jnp.ones(3)).block_until_ready()

@@ -7,9 +7,11 @@ from numpyro_diffusion.forward.bernoulli import (
     factorised_bernoulli,
 )
 from numpyro_diffusion.forward.gaussian import GaussianForward, factorised_normal
+from numpyro_diffusion.forward.schedule import AbstractSchedule
 
 __all__ = [
     "AbstractForward",
+    "AbstractSchedule",
     "BernoulliForward",
     "GaussianForward",
     "as_float",

@@ -28,7 +28,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num
 from numpyro.distributions import constraints
 
-from numpyro_diffusion.schedules import AbstractSchedule
+from numpyro_diffusion.forward.schedule import AbstractSchedule
 
 __all__ = ["AbstractForward", "as_float", "noising_path"]
 

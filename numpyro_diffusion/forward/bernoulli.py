@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Num
 from numpyro.distributions import constraints
 
 from numpyro_diffusion.forward.base import AbstractForward
-from numpyro_diffusion.schedules import AbstractSchedule
+from numpyro_diffusion.forward.schedule import AbstractSchedule
 
 __all__ = ["BernoulliForward", "bernoulli_of_log_odds", "factorised_bernoulli"]
 

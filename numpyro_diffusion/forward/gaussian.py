@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Num
 from numpyro.distributions import constraints, kl_divergence
 
 from numpyro_diffusion.forward.base import AbstractForward
-from numpyro_diffusion.schedules import AbstractSchedule
+from numpyro_diffusion.forward.schedule import AbstractSchedule
 
 __all__ = ["GaussianForward", "factorised_normal"]
 

@@ -9,6 +9,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array
 from numpyro.handlers import reparam
 from numpyro.infer.reparam import Reparam
+from numpyro.primitives import Messenger
 
 from numpyro_diffusion.model.likelihood import Likelihood
 from numpyro_diffusion.model.messengers import unwrapped
@@ -25,6 +26,8 @@ __all__ = ["Relaxed", "checked_sites", "offset_name", "offsets"]
 
 TIES = "_split_gibbs"
 """Keyword under which the values and the widths reach the relaxed model."""
+OWN = "_split_gibbs_name"
+"""Entry of an offset's `infer` dictionary: its name."""
 
 
 class Relaxed:
@@ -57,7 +60,7 @@ class Relaxed:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         values, widths = kwargs.pop(TIES)
         ties: dict[str, Reparam] = {n: _Tie(x, widths[n]) for n, x in values.items()}
-        with reparam(config=ties):
+        with _UnderOwnName(), reparam(config=ties):
             return self._model(*args, **kwargs)
 
 
@@ -83,7 +86,16 @@ class _Tie(Reparam):
         self, name: str, fn: dist.Distribution, obs: Array | None
     ) -> tuple[None, Array]:
         unit = dist.Normal(0.0, 1.0).expand(self._x.shape).to_event(fn.event_dim)
-        return None, self._x + self._width * numpyro.sample(offset_name(name), unit)
+        own = offset_name(name)
+        return None, self._x + self._width * numpyro.sample(own, unit, infer={OWN: own})
+
+
+class _UnderOwnName(Messenger):
+    """Gives an offset its name back, which a `scope` in the model has prefixed again."""
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "sample" and OWN in msg["infer"]:
+            msg["name"] = msg["infer"][OWN]
 
 
 def checked_sites(

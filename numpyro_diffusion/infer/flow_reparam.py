@@ -74,7 +74,9 @@ class FlowReparam(Reparam):
     20 of Heun's: 0.03 %). Gradients keep what the network computes at all steps in
     memory.
 
-    **Limits:** `Predictive` with values of `x` does not use them; give it `x_base`. For
+    **Limits:** under `numpyro.handlers.reparam` itself, a site with a `sample_shape` comes
+    out as one copy, as with NumPyro's own reparameterisations; `reparam_diffusion` gives
+    all. `Predictive` with values of `x` does not use them; give it `x_base`. For
     the same reason, outer handlers cannot condition on `x`. Under `scale` the density of
     `x_base` is raised to a power, which is not the same as doing so with that of `x`.
 
@@ -213,8 +215,12 @@ class _LatentDiffusionSites:
         self._reparam = reparam
 
     def __call__(self, site: dict[str, Any]) -> FlowReparam | None:
-        is_ours = _has_flow(unwrapped(site["fn"])) and not site["is_observed"]
-        return self._reparam if is_ours else None
+        if not _has_flow(unwrapped(site["fn"])) or site["is_observed"]:
+            return None
+        # NumPyro's handler does not hand copies on that `sample_shape` asks for.
+        if shape := tuple(site["kwargs"].get("sample_shape", ())):
+            site["fn"] = site["fn"].expand(shape + site["fn"].batch_shape)
+        return self._reparam
 
 
 def _has_flow(prior: Any) -> bool:

@@ -120,29 +120,29 @@ def conditional_ancestors(
 
 
 def founders_variance(
-    log_weights: Float[Array, " num"],
-    founders: Int[Array, " num"],
-    num_resampled: Int[Array, ""],
+    log_weights: Float[Array, " num"], founders: Int[Array, " num"]
 ) -> Float[Array, ""]:
     """Estimate the relative variance of an SMC estimate of the evidence from one run.
 
-    Compares the weights that descend from different founders. Derived for multinomial
-    resampling, for which it is unbiased after multiplication with the squared estimate;
-    systematic resampling does better than it says. When all particles descend from one
-    founder it is 1 and means no more than "large"; when no weight is left it is infinite.
+    Compares the weights that descend from different founders, as if they were independent.
+    When all particles descend from one founder it is 1 and means no more than "large"; when
+    no weight is left it is infinite.
 
     Args:
         log_weights: Final log weights.
         founders: Index of each particle's ancestor at the start.
-        num_resampled: Number of resamplings in between.
 
-    Source: Lee and Whiteley 2018, arXiv:1509.00394, eq. 8; Chan and Lai 2013,
-    arXiv:1112.3706.
+    **Error:** none, after multiplication with the squared estimate, if nothing was
+    resampled. With systematic resampling it says too much, the more often it resampled: for
+    a linear model with 64 particles the standard error came out 3 % too large where one
+    step in thirty resampled, 12 % to twice as large where all did.
+
+    Source: Chan and Lai 2013, arXiv:1112.3706. The correction of Lee and Whiteley 2018,
+    arXiv:1509.00394, eq. 8, is for the noise of multinomial resampling.
     """
     num = len(log_weights)
     shares = jnp.zeros(num).at[founders].add(_shares(log_weights))
-    inflation = jnp.exp((num_resampled + 1.0) * -jnp.log1p(-1.0 / num))
-    variance = 1.0 - inflation * (1.0 - jnp.sum(shares**2))
+    variance = (num * jnp.sum(shares**2) - 1.0) / (num - 1.0)
     return jnp.where(jnp.sum(shares) > 0.0, variance, jnp.inf)
 
 

@@ -65,7 +65,6 @@ class Particles(NamedTuple):
         others: Other latents of each particle, leaves of shape (num, ...).
         log_weights: Unnormalised log weights, shape (num, P).
         founders: Index of each particle's ancestor at the start, shape (num, P).
-        num_resampled: How often each problem was resampled, shape (P,).
         num_undefined: How many weights of each problem were not a number, or infinite,
             over all steps, shape (P,). They count as zero.
     """
@@ -74,7 +73,6 @@ class Particles(NamedTuple):
     others: PyTree
     log_weights: Float[Array, "num P"]
     founders: Int[Array, "num P"]
-    num_resampled: Int[Array, " P"]
     num_undefined: Int[Array, " P"]
 
 
@@ -150,15 +148,13 @@ class ParticleSweep(eqx.Module):
         x = _held(draw_stack(key, laws[1], stack_shape), reference)
         index = jnp.arange(self.num_particles)[:, None]
         ratios = self._by_particle(_log_ratio(*laws, x))
-        none_yet = jnp.zeros(num_problems, int)
         return _weighed(
             Particles(
                 x,
                 others,
                 jnp.zeros_like(ratios),
                 jnp.broadcast_to(index, (self.num_particles, num_problems)),
-                none_yet,
-                none_yet,
+                jnp.zeros(num_problems, int),
             ),
             ratios,
         )
@@ -193,7 +189,6 @@ class ParticleSweep(eqx.Module):
             others,
             log_weights,
             particles.founders[record.ancestors, problems],
-            particles.num_resampled + record.resampled,
             particles.num_undefined,
         )
         change = self._by_particle(ratio - tilted.log_twist)

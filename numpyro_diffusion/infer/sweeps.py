@@ -97,9 +97,7 @@ def advance(
 def weigh(particles: Particles, trace: Trace) -> SMCResult:
     """What final particles, weighed by the likelihood, say."""
     log_weights = particles.log_weights
-    variance = jax.vmap(founders_variance, (1, 1, 0))(
-        log_weights, particles.founders, particles.num_resampled
-    )
+    variance = jax.vmap(founders_variance, (1, 1))(log_weights, particles.founders)
     final_ess = jax.vmap(effective_sample_size, 1)(log_weights)
     log_evidence = jax.vmap(log_mean_weight, 1)(log_weights)
     return SMCResult(

@@ -27,8 +27,7 @@ import numpyro.distributions as dist
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num, PyTree
 
-from numpyro_diffusion.forward import AbstractForward
-from numpyro_diffusion.schedules import AbstractSchedule
+from numpyro_diffusion.forward import AbstractForward, AbstractSchedule
 
 __all__ = [
     "AbstractReverse",

@@ -19,9 +19,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 
-from numpyro_diffusion.forward import GaussianForward
+from numpyro_diffusion.forward import AbstractSchedule, GaussianForward
 from numpyro_diffusion.reverse.base import AbstractReverse, ReverseStep
-from numpyro_diffusion.schedules import AbstractSchedule
 
 __all__ = ["JointReverse"]
 

@@ -11,9 +11,9 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from numpyro_diffusion.checks import checked_num_steps, checked_share
+from numpyro_diffusion.forward import AbstractSchedule
 from numpyro_diffusion.registry import register
 from numpyro_diffusion.schedules.base import (
-    AbstractSchedule,
     checked_angle,
     checked_time,
     uniform_grid,

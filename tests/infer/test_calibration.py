@@ -65,10 +65,12 @@ STATISTICS = {
 }
 
 
-def p_values(true_model, sample, statistics=STATISTICS, observed=("y",)):
+def p_values(
+    true_model, sample, statistics=STATISTICS, observed=("y",), num_runs=NUM_RUNS
+):
     """Chi-square and Kolmogorov-Smirnov for sigma, x[0], x[1] and the log likelihood."""
     simulate = diagnostics.model_simulator(true_model, observed)
-    runs = diagnostics.calibration_runs(jax.random.key(0), simulate, sample, NUM_RUNS)
+    runs = diagnostics.calibration_runs(jax.random.key(0), simulate, sample, num_runs)
     found = diagnostics.simulation_based_calibration(
         runs, statistics, num_bins=NUM_BINS
     )
@@ -186,13 +188,8 @@ def test_control_twisted_smc_with_the_wrong_power_of_sigma_is_rejected():
 # Guidance alone
 
 
-@pytest.mark.slow
-@BOTH_PRIORS
-def test_guidance_alone_is_reported(prior, capsys, record_property):
-    """What correcting it is worth; given sigma, which guidance does not infer.
-
-    Nothing holds it to a bound: six p-values for x[0], x[1] and the log likelihood.
-    """
+def guided_p_values(prior):
+    """Given sigma, which guidance does not infer: x[0], x[1] and the log likelihood."""
     model = model_with(prior)
     statistics = {
         "x": lambda values, data: values["x"],
@@ -206,10 +203,18 @@ def test_guidance_alone_is_reported(prior, capsys, record_property):
         guided = Predictive(nd.handlers.guide(model), known, return_sites=["x"])
         return guided(key, y=data["y"])
 
-    found = p_values(model, sample, statistics, observed=("y", "sigma"))
-    record_property("p_values", found.tolist())
-    with capsys.disabled():
-        print(f"\nguidance alone, p-values: {np.array2string(found, precision=2)}")
+    return p_values(model, sample, statistics, ("y", "sigma"), num_runs=2000)
+
+
+@pytest.mark.slow
+def test_guidance_alone_is_calibrated_for_one_gaussian_and_not_for_three():
+    """What correcting it is worth: with weights, both priors pass above.
+
+    For one Gaussian its error is that of six steps, below what 2000 runs see; the modes of
+    a mixture it mixes in wrong shares, which they do.
+    """
+    assert guided_p_values(PRIOR).min() > SOUND
+    assert guided_p_values(OVERLAPPING).min() < REJECTED
 
 
 # Bits: the five phases of the heartbeat by enumeration

@@ -460,3 +460,15 @@ def test_control_a_function_made_inside_another_cannot_be_pickled():
 
     with pytest.raises((AttributeError, pickle.PicklingError), match="local"):
         pickle.dumps(handlers.reparam(plated, config=config))
+
+
+def test_all_copies_that_a_sample_shape_asks_for_are_there():
+    """NumPyro's handler drops the shape: one copy came back where three were asked for."""
+
+    def model(y):
+        x = numpyro.sample("x", GAUSSIAN, sample_shape=(3,))
+        numpyro.sample("y", dist.Normal(x, 0.5).to_event(2), obs=y)
+
+    sites = seeded_trace(reparam_diffusion(model), jnp.ones((3, 2)))
+    assert sites["x"]["value"].shape == (3, 2)
+    assert sites["x_base"]["value"].shape == (3, 2)

@@ -133,7 +133,7 @@ def test_where_no_weight_is_left_nothing_is_invented(scheme, log_weights):
     assert float(effective_sample_size(log_weights)) == 0.0
     assert float(log_mean_weight(log_weights)) == -INF
     founders = jnp.arange(3)
-    assert float(founders_variance(log_weights, founders, jnp.array(0))) == INF
+    assert float(founders_variance(log_weights, founders)) == INF
 
 
 def test_missing_twists_are_the_mean_of_the_others():

@@ -238,5 +238,6 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_first_step(
 def test_the_header_holds_the_facts(finished):
     identity = read_archive(finished).header["identity"]
     assert identity["num_steps"] == "30"
-    assert identity["reverse.forward.schedule"] == "numpyro_diffusion.schedules.Cosine"
+    schedule = identity["reverse.forward.schedule"]
+    assert schedule == "numpyro_diffusion.schedules.curves.Cosine"
     assert identity["reverse.network.event_shape[0]"] == "2"
