@@ -1,6 +1,7 @@
-"""Settings shared by all tests: double precision, quick compilation, fresh keys."""
+"""Settings shared by all tests: double precision, strict promotion, quick compilation."""
 
 import os
+import pathlib
 import subprocess
 import sys
 import tempfile
@@ -36,8 +37,53 @@ jax.config.update("jax_compilation_cache_dir", _COMPILED.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 
 
+def pytest_configure(config):
+    config.addinivalue_line(
+        "markers",
+        "promotes: mixes types on purpose, or draws bits, which NumPyro makes integers of",
+    )
+
+
 def pytest_unconfigure():
     _COMPILED.cleanup()
+
+
+# Rooms that work on one event at a time. Above them stands NumPyro, which broadcasts and
+# promotes as it goes: a multivariate normal law that is drawn from twice adds (2,) to
+# (2, 2), and its samplers mix integers and floats.
+_TESTS = pathlib.Path(__file__).parent
+_STRICT = {"bound", "forward", "networks", "reverse", "samplers", "schedules"}
+
+
+def _room(path):
+    """The room of the package that a test file is about."""
+    return path.relative_to(_TESTS).with_suffix("").parts[0].removeprefix("test_")
+
+
+@pytest.fixture(autouse=True)
+def _strict_promotion(request):
+    """In lower rooms, ranks and types are promoted on purpose alone.
+
+    What lines up by luck is wrong as soon as a batch has the length of an event; integers
+    and floats, or floats of two widths, meet where a value was not meant to be there.
+    """
+    mixes = request.node.get_closest_marker("promotes") is not None
+    if mixes or _room(request.path) not in _STRICT:
+        yield
+        return
+    ranks, types = jax.numpy_rank_promotion, jax.numpy_dtype_promotion
+    with ranks("raise"), types("strict"):
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _programs_are_dropped():
+    """A worker kept every program it had run, and grew to 4 GB.
+
+    Few programs serve two files; those are found again among the compiled ones on disk.
+    """
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture

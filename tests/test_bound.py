@@ -141,7 +141,7 @@ def test_null_log_likelihoods():
 def test_the_untrained_chain_scores_the_null_model(name):
     schedule, T = (signal_linear(), 40) if name == "paper" else (reference_code(), 1000)
     reverse = ForwardBackwards(GaussianForward(schedule))
-    x0s = signs(2) * jnp.sqrt(jnp.array([1.75, 0.25]))  # unit variance on average
+    x0s = signs(2) * jnp.sqrt(jnp.array([[1.75, 0.25]]))  # unit variance on average
     K, _ = gaussian_K(reverse, x0s, T)
     L_null = np.mean([null_log_prob(reverse.forward, x0) for x0 in x0s]) / BITS
     np.testing.assert_allclose(K, L_null, atol=1e-10)
@@ -187,6 +187,7 @@ def test_the_untrained_heartbeat_scores_the_null_model():
     np.testing.assert_allclose(K, null_log_prob(forward, heartbeat), atol=1e-9)
 
 
+@pytest.mark.promotes
 @pytest.mark.parametrize("kind", ["gaussian", "bits"])
 def test_the_untrained_chain_has_weights_without_variance(kind):
     if kind == "gaussian":
@@ -222,7 +223,7 @@ def test_bound_of_gaussian_data(eigenvalues, name, num_steps, K_expected, L_expe
     schedule = signal_linear() if name == "paper" else reference_code()
     reverse = gaussian(schedule, eigenvalues)
     x0s = signs(2)[:1] * jnp.sqrt(
-        jnp.array(eigenvalues)
+        jnp.array([eigenvalues])
     )  # even in x0: one sign will do
     K, _ = gaussian_K(reverse, x0s, num_steps)
     L = float(gaussian_L(reverse, jnp.array(eigenvalues), num_steps))
@@ -279,7 +280,7 @@ def gaussian_terms(reverse, x0, num_steps):
         )
         eq38 += jnp.mean(each(noises, noises))
     last = forward.marginal(x0, 1.0)
-    ends = last.mean + jnp.sqrt(last.variance) * noises
+    ends = last.mean[None] + jnp.sqrt(last.variance)[None] * noises
     eq38 += jnp.mean(jax.vmap(lambda x: null_log_prob(forward, x))(ends))
     eq14 = last.entropy() - forward.marginal(x0, grid[1]).entropy()
     eq14 -= forward.terminal(x0.shape).entropy()
@@ -379,6 +380,7 @@ def test_eq14_and_eq38_of_a_small_heartbeat_by_enumeration(rate):
 # Line 10: eq. 9
 
 
+@pytest.mark.promotes
 @pytest.mark.parametrize("rate", [0.2, 0.5])
 def test_importance_estimate_is_the_probability_by_enumeration(rate):
     T, n = 4, 4000
@@ -436,7 +438,7 @@ def test_bound_of_the_heartbeat_is_the_best_there_is():
 def test_variational_bound_is_the_quadrature():
     T = 20
     reverse = gaussian(signal_linear(), (1.75, 0.25))
-    x0s = signs(2) * jnp.sqrt(jnp.array([1.75, 0.25]))
+    x0s = signs(2) * jnp.sqrt(jnp.array([[1.75, 0.25]]))
     exact, _ = gaussian_K(reverse, x0s, T)
     got = variational_bound(
         reverse, jnp.tile(x0s, (500, 1)), num_steps=T, key=jr.key(3), unit=BITS
@@ -461,7 +463,7 @@ def test_step_kl_without_a_closed_form_is_unbiased():
     x0, x_t, t, s = jnp.array([0.7]), jnp.array([0.1]), 0.8, 0.5
     q, p = forward.posterior(x_t, x0, s=s, t=t), reverse.transition(x_t, t=t, s=s)
     x = jnp.linspace(-6.0, 6.0, 4001)[:, None]
-    log_q, log_p = q.log_prob(x), p.log_prob(x)
+    log_q, log_p = jax.vmap(q.log_prob)(x), jax.vmap(p.log_prob)(x)
     exact = np.sum(np.exp(log_q) * (log_q - log_p)) * (x[1, 0] - x[0, 0])
     draw = jax.jit(jax.vmap(lambda key: step_kl(reverse, x0, x_t, t=t, s=s, key=key)))
     draws = np.array(draw(jr.split(jr.key(4), 20_000)))
@@ -498,7 +500,8 @@ def test_entropy_of_a_reverse_step_lies_between_its_bounds(k, lower, true, upper
     x = np.linspace(-10.0, 10.0, 20001)[:, None]
 
     def entropy(u):
-        logs = [forward.marginal(sign * plus, u).log_prob(x) for sign in (-1.0, 1.0)]
+        laws = [forward.marginal(sign * plus, u) for sign in (-1.0, 1.0)]
+        logs = [jax.vmap(law.log_prob)(jnp.asarray(x)) for law in laws]
         density = 0.5 * (np.exp(logs[0]) + np.exp(logs[1]))
         return -np.sum(density * np.log(np.maximum(density, 1e-300))) * 1e-3
 

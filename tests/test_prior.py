@@ -1,8 +1,5 @@
 """A diffusion model as a NumPyro distribution: NumPyro's own list, and the density."""
 
-import subprocess
-import sys
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -10,6 +7,7 @@ import jax.random as jr
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import optax
 import pytest
 from numpyro.contrib.control_flow import scan
 from numpyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
@@ -322,6 +320,16 @@ def posterior(sigma=SIGMA):
     )
 
 
+def moment_z_scores(x, sigma):
+    """Of two means and three second moments of the posterior for a noise of sigma."""
+    mean, covariance = posterior(sigma)
+    centred = x - mean
+    products = centred[:, [0, 0, 1]] * centred[:, [0, 1, 1]]
+    expected = covariance[[0, 0, 1], [0, 1, 1]]
+    scores = [mean_z_scores(x, mean), mean_z_scores(products, expected)]
+    return np.abs(np.concatenate(scores))
+
+
 @pytest.mark.slow
 def test_nuts_in_x_space():
     d = make_gaussian(flow=ProbabilityFlow(num_steps=6, angle_min=1e-2))
@@ -329,29 +337,42 @@ def test_nuts_in_x_space():
     mcmc = MCMC(kernel, num_warmup=200, num_samples=600, progress_bar=False)
     mcmc.run(jr.key(0), d)
     x = np.asarray(mcmc.get_samples()["x"])
-    mean, covariance = posterior()
-    # Five standard errors of correlated draws: 1e-6.
-    assert np.all(np.abs(mean_z_scores(x, mean)) < 5)
-    np.testing.assert_allclose(x.var(0), np.diag(covariance), rtol=0.4)
-    assert np.any(np.abs(mean_z_scores(x, posterior(np.sqrt(SIGMA))[0])) > 5)
+    # Five scores beyond five standard errors of correlated draws: 3e-6.
+    assert moment_z_scores(x, SIGMA).max() < 5
+    assert moment_z_scores(x, np.sqrt(SIGMA)).max() > 5  # control: a power of sigma
 
 
 @pytest.mark.slow
 def test_svi_with_auto_normal():
+    """The best factorised Gaussian has the posterior's mean and conditional variances.
+
+    Sixteen runs, whose scatter is the standard error: of four values of Student's t with
+    15 degrees of freedom one is beyond 6.5 once in 25,000 seeds.
+    """
     d = make_gaussian(flow=ProbabilityFlow(num_steps=4, angle_min=1e-2))
-    svi = SVI(observed, AutoNormal(observed), numpyro.optim.Adam(0.03), Trace_ELBO(4))
-    result = svi.run(jr.key(0), 500, d, progress_bar=False)
-    assert np.all(np.isfinite(result.losses))
+    # A step that falls leaves no noise of its own in the last values.
+    optimiser = optax.adam(optax.exponential_decay(0.1, 100, 0.4))
+    svi = SVI(
+        observed,
+        AutoNormal(observed),
+        numpyro.optim.optax_to_numpyro(optimiser),
+        Trace_ELBO(8),
+    )
+    run = lambda key: svi.run(key, 600, d, progress_bar=False).params
+    params = jax.jit(jax.vmap(run))(jr.split(jr.key(0), 16))
+
+    def scores(name, expected):
+        values = np.asarray(params[name])
+        error = values.std(0, ddof=1) / np.sqrt(len(values))
+        return np.abs(values.mean(0) - expected) / error
+
     mean, covariance = posterior()
-    np.testing.assert_allclose(result.params["x_auto_loc"], mean, atol=0.15)
-    # The best factorised Gaussian has the conditional variances.
+    assert scores("x_auto_loc", mean).max() < 6.5
     scale = 1 / np.sqrt(np.diag(np.linalg.inv(covariance)))
-    np.testing.assert_allclose(result.params["x_auto_scale"], scale, rtol=0.3)
-
-
-def test_importing_the_library_does_not_import_arviz():
-    code = "import sys, numpyro_diffusion; sys.exit('arviz' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert scores("x_auto_scale", scale).max() < 6.5
+    # Controls: a power of sigma, and the marginal variances.
+    assert scores("x_auto_loc", posterior(np.sqrt(SIGMA))[0]).max() > 13
+    assert scores("x_auto_scale", np.sqrt(np.diag(covariance))).max() > 13
 
 
 def test_no_events_have_no_densities():

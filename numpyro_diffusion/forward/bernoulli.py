@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Num
 from numpyro.distributions import constraints
 
 from numpyro_diffusion.checks import checked_array, checked_instance, is_traced
-from numpyro_diffusion.forward.base import AbstractForward, check_events
+from numpyro_diffusion.forward.base import AbstractForward, as_float, check_events
 from numpyro_diffusion.forward.schedule import AbstractSchedule
 
 __all__ = ["BernoulliForward", "bernoulli_of_log_odds", "factorised_bernoulli"]
@@ -140,7 +140,7 @@ class BernoulliForward(AbstractForward):
                 )
 
     def _mix(self, x: Array, kept: Array, lost: Array) -> Float[Array, "*event"]:
-        return kept * x + lost * jnp.broadcast_to(self.rate, x.shape)
+        return kept * as_float(x) + lost * jnp.broadcast_to(self.rate, x.shape)
 
     def _probability_of(
         self, value: Array, x: Array, kept: Array, lost: Array
@@ -149,8 +149,9 @@ class BernoulliForward(AbstractForward):
 
         A zero has a sum of its own: one minus a probability near one loses its digits.
         """
-        zero = kept * (1.0 - x) + lost * jnp.broadcast_to(1.0 - self.rate, x.shape)
-        return jnp.where(value > 0.5, self._mix(x, kept, lost), zero)
+        others = jnp.broadcast_to(1.0 - self.rate, x.shape)
+        zero = kept * (1.0 - as_float(x)) + lost * others
+        return jnp.where(as_float(value) > 0.5, self._mix(x, kept, lost), zero)
 
     def _marginal_probability(self, x0: Array, t: ArrayLike) -> Float[Array, "*event"]:
         return self._mix(x0, self.schedule.alpha_bar(t), self.schedule.noise(t))

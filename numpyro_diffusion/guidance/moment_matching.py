@@ -152,9 +152,8 @@ class MomentMatching(AbstractGuidance):
     local one, is found by Newton's method; each step solves
     $(V^{-1} + H)\, \Delta = b$ without matrices, by conjugate gradients preconditioned
     with V: as many iterations as H has distinct eigenvalues when V is isotropic (two for
-    inpainting). H is the Fisher
-    information where the observed distribution has one that `fisher` knows, else minus
-    the Hessian of the log likelihood.
+    inpainting). H is the Fisher information where the observed distribution has one that
+    `fisher` knows, else minus the Hessian of the log likelihood.
 
     For likelihoods that are quadratic in x one Newton step is exact, and one is taken. For
     others, steps that overshoot are halved, and Newton goes on until its quadratic model
@@ -178,14 +177,15 @@ class MomentMatching(AbstractGuidance):
         determinant: Whether the twist has its factor $\det(I + H V)^{-1/2}$. It depends on
             x_t if V does, as Tweedie's, and above all on other latents, such as an unknown
             noise scale: without it particles with the least noise win each resampling.
-            Exact if H is diagonal and V isotropic, if H couples no copies of small
-            events, or has at most 32 eigenvalues that are not zero; else up to what a few
-            random probes leave. It costs products with H, and with V if that is not
-            isotropic: as many as an event has entries, 32 at most, and four times
-            `max_iterations` where H has no structure; nothing where no twist is asked
-            for, as in `handlers.guide`. None is True, but for `ExpectedGuide`, which
-            leaves it out: the derivative is known only where H is diagonal or has small
-            blocks, and is not a number elsewhere.
+            Exact if H couples no copies of events of at most 32 entries, or has at most 32
+            eigenvalues that are not zero, and for isotropic V also if H is diagonal, or
+            the same for all particles up to a factor; else up to what a few random signs
+            leave. It costs products with H, and with V if that is not isotropic: as many
+            as an event has entries, 32 at most, and four times `max_iterations` where H
+            has no structure; nothing where no twist is asked for, as in `handlers.guide`.
+            None is True, but for `ExpectedGuide`, which leaves it out: the derivative is
+            known only where H is diagonal or has small blocks, and is not a number
+            elsewhere.
 
     Source: Rozet et al. 2024, arXiv:2405.13712, for Gaussian likelihoods.
     """

@@ -10,7 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num
 
-from numpyro_diffusion.forward import AbstractForward
+from numpyro_diffusion.forward import AbstractForward, as_float
 
 __all__ = [
     "AbstractPrediction",
@@ -152,7 +152,7 @@ class LogitPrediction(AbstractPrediction):
         t: ArrayLike,
     ) -> Float[Array, ""]:
         logits = self._logits(forward, output, x_t, t)
-        return jnp.mean(jax.nn.softplus(logits) - x0 * logits)
+        return jnp.mean(jax.nn.softplus(logits) - as_float(x0) * logits)
 
     def _logits(
         self, forward: Any, output: Array, x_t: Array, t: ArrayLike

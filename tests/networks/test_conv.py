@@ -124,6 +124,7 @@ def test_inside_moves_with_the_image(getkey):
     np.testing.assert_allclose(moved[2:-1, 3:-1], conv(x)[1:-2, 1:-3], atol=1e-12)
 
 
+@pytest.mark.promotes
 def test_bias_and_dtype(getkey):
     conv = Conv(2, 3, kernel_size=1, key=getkey())
     assert conv.weight.dtype == conv.bias.dtype == jnp.float64

@@ -96,6 +96,7 @@ def test_gradient_reaches_every_parameter(getkey):
         assert jnp.any(leaf != 0), jax.tree_util.keystr(path)
 
 
+@pytest.mark.promotes
 def test_dtype_is_that_of_the_event():
     network = filled((3,))
     single = jax.tree.map(lambda a: a.astype(jnp.float32), network)
@@ -105,6 +106,7 @@ def test_dtype_is_that_of_the_event():
     assert jax.eval_shape(single, x.astype(jnp.float64), t).dtype == jnp.float64
 
 
+@pytest.mark.promotes
 def test_single_precision_is_not_left_on_the_way():
     """A time in double precision must not drag the blocks of a float32 network along.
 

@@ -189,6 +189,7 @@ def test_time_matters(getkey):
     assert jnp.all(jnp.abs(difference) > 1e-6)
 
 
+@pytest.mark.promotes
 def test_dtype_is_that_of_the_event():
     network = filled((3, 3), attention=True)
     single = jax.tree.map(lambda a: a.astype(jnp.float32), network)

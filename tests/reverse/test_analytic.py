@@ -163,12 +163,12 @@ def test_mixture_denoiser_is_the_quadrature(schedule, t):
 @pytest.mark.parametrize(("t", "s"), [(0.9, 0.4), (0.5, 0.45), (0.4, 0.0)])
 def test_mixture_transition_is_bayes_on_a_grid(schedule, t, s):
     reverse, x_t = mixture(schedule), 0.35
-    prior = np.exp(reverse.marginal(s).log_prob(jnp.asarray(X)[:, None]))
+    prior = np.exp(jax.vmap(reverse.marginal(s).log_prob)(jnp.asarray(X)[:, None]))
     kept, beta = float(schedule.kept(s=s, t=t)), float(schedule.beta(s=s, t=t))
     joint = prior * np.exp(-0.5 * (x_t - np.sqrt(kept) * X) ** 2 / beta)
     expected = joint / (np.sum(joint) * DX)
     law = reverse.transition(jnp.array([x_t]), t=t, s=s)
-    got = np.exp(law.log_prob(jnp.asarray(X)[:, None]))
+    got = np.exp(jax.vmap(law.log_prob)(jnp.asarray(X)[:, None]))
     np.testing.assert_allclose(got, expected, atol=1e-9)
 
 
@@ -241,7 +241,7 @@ def test_patterns_reverse_is_enumeration(schedule, rate, t, s):
         )
         joint = (weights @ at_s) * step
         law = reverse.transition(jnp.asarray(x_t), t=t, s=s)
-        got = np.exp(law.log_prob(jnp.asarray(CUBE)))
+        got = np.exp(jax.vmap(law.log_prob)(jnp.asarray(CUBE)))
         np.testing.assert_allclose(got, joint / joint.sum(), rtol=1e-9)
 
 
@@ -259,6 +259,7 @@ def test_patterns_denoising_variance_bounds_the_true_one():
     np.testing.assert_allclose(true, reverse.denoising_variance(1.0), rtol=1e-12)
 
 
+@pytest.mark.promotes
 @pytest.mark.parametrize("num_steps", [1, 3])
 def test_patterns_chain_returns_the_data_law(num_steps):
     reverse, n = patterns(signal_linear()), 20_000

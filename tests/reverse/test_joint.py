@@ -47,7 +47,7 @@ def moment_z_scores(draws, mean, covariance):
 
 def test_the_chain_draws_all_laws_independently():
     """Exact steps on two schedules at once; 20 scores beyond 4.5: one in 7000 seeds."""
-    draw = lambda key: ancestral_sample(JOINT, key, (5,), uniform_grid(5))
+    draw = lambda key: ancestral_sample(key, JOINT, (5,), uniform_grid(5))
     draws = np.asarray(jax.vmap(draw)(jr.split(jr.key(0), 20_000)))
     assert moment_z_scores(draws, MEAN, COVARIANCE).max() < 4.5
     # Controls: the sites in another order, and copies that are one.

@@ -13,7 +13,11 @@ from numpyro_diffusion import (
 )
 from numpyro_diffusion.forward import noising_path
 from numpyro_diffusion.reverse.analytic import GaussianReverse
-from numpyro_diffusion.samplers import ancestral_sample
+from numpyro_diffusion.samplers import (
+    AbstractSampler,
+    Ancestral,
+    ancestral_sample,
+)
 from numpyro_diffusion.schedules import cosine, signal_linear, uniform_grid
 
 VARIANCE = np.array([1.75, 0.25])
@@ -28,9 +32,9 @@ def denoising(num_steps, variance=VARIANCE):
     return DenoisingReverse(forward, exact.denoise, DataPrediction(), error)
 
 
-def chain_variance(reverse, num_steps, dim=2):
+def chain_variance(reverse, num_steps, dim=2, grid=None):
     """Exact, by recursion: for a diagonal Gaussian every step is linear per entry."""
-    grid = uniform_grid(num_steps)
+    grid = uniform_grid(num_steps) if grid is None else grid
 
     def step(variance, times):
         t, s = times
@@ -72,6 +76,114 @@ def test_the_chain_is_first_order_in_the_step():
     np.testing.assert_allclose(orders[-1], 1.0, atol=0.1)
 
 
+# Other grids
+
+UNEVEN = (0.0, 0.05, 0.1, 0.7, 1.0)
+
+
+def test_exact_steps_have_the_data_law_on_any_grid():
+    """Mean and covariance, pushed through the steps: no sampling."""
+    mean = jnp.array([1.0, -0.5])
+    covariance = jnp.array([[1.0, 0.6], [0.6, 0.8]])
+    reverse = GaussianReverse(GaussianForward(cosine()), mean, covariance)
+    grid = Ancestral(times=UNEVEN).grid
+    np.testing.assert_array_equal(grid, UNEVEN)
+    m, v = jnp.zeros(2), jnp.eye(2)
+    for t, s in zip(grid[:0:-1], grid[-2::-1], strict=True):
+        slope = jax.jacfwd(lambda x, t=t, s=s: reverse.transition(x, t=t, s=s).mean)(m)
+        law = reverse.transition(m, t=t, s=s)
+        m, v = law.mean, slope @ v @ slope.T + law.covariance_matrix
+    np.testing.assert_allclose(m, mean, rtol=1e-10)
+    np.testing.assert_allclose(v, covariance, rtol=1e-10)
+
+
+def test_the_sampler_draws_on_its_own_times():
+    """Five standard errors of two variances: one in a million."""
+    n, reverse, sampler = 20_000, denoising(8), Ancestral(times=UNEVEN)
+    draw = lambda key: sampler.sample(key, reverse, (2,))
+    x = np.array(jax.vmap(draw)(jr.split(jr.key(7), n)))
+    expected = chain_variance(reverse, 4, grid=sampler.grid)
+    tol = 5 * expected * np.sqrt(2 / n)
+    assert np.all(np.abs(x.var(0) - expected) < tol)
+    # Control: as many steps on the uniform grid are another chain.
+    uniform = chain_variance(reverse, 4)
+    assert not np.all(np.abs(x.var(0) - uniform) < tol)
+
+
+def test_num_steps_and_times_say_the_same_or_are_refused():
+    assert Ancestral(times=UNEVEN).num_steps == 4
+    assert Ancestral(4, times=UNEVEN).num_steps == 4
+    np.testing.assert_array_equal(Ancestral(4).grid, uniform_grid(4))
+    assert Ancestral(4).is_chain
+    with pytest.raises(ValueError, match=r"num_steps must be left out .*be 4, got 5"):
+        Ancestral(5, times=UNEVEN)
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        (0.1, 1.0),
+        (0.0, 0.9),
+        (0.0, 0.5, 0.5, 1.0),
+        (0.0, 0.6, 0.4, 1.0),
+        (0.0, float("nan"), 1.0),
+        (0.0,),
+        (),
+    ],
+)
+def test_times_that_do_not_increase_from_0_to_1_are_refused(times):
+    with pytest.raises(ValueError, match="Ancestral: times must increase from 0 to 1"):
+        Ancestral(times=times)
+
+
+@pytest.mark.parametrize("num_steps", [0, -1, None])
+def test_numbers_of_steps_that_are_none_are_refused(num_steps):
+    with pytest.raises((TypeError, ValueError), match="Ancestral: num_steps must be"):
+        Ancestral(num_steps)
+
+
+class OneChain(GaussianReverse):
+    """A process that knows its steps on four uniform times alone."""
+
+    @property
+    def chain_length(self):
+        return 4
+
+
+class Own(AbstractSampler):
+    """A sampler with nothing but what is abstract."""
+
+    num_steps: int
+
+    @property
+    def grid(self):
+        return uniform_grid(self.num_steps)
+
+    @property
+    def is_chain(self):
+        return False
+
+    def sample(self, key, reverse, event_shape):
+        return jnp.zeros(event_shape)
+
+
+def test_a_process_of_one_chain_is_drawn_on_that_chain():
+    reverse = OneChain(GaussianForward(cosine()), jnp.zeros(1), jnp.eye(1))
+    for sampler in (Ancestral(4), Own(4)):
+        sampler.check("me", reverse)
+    for sampler in (Ancestral(5), Own(5)):
+        with pytest.raises(ValueError, match=r"me: num_steps must be .* 4, got 5"):
+            sampler.check("me", reverse)
+    with pytest.raises(ValueError, match="its own uniform grid; name num_steps, not t"):
+        Ancestral(times=UNEVEN).check("me", reverse)
+    any_grid = GaussianReverse(GaussianForward(cosine()), jnp.zeros(1), jnp.eye(1))
+    Ancestral(times=UNEVEN).check("me", any_grid)
+
+
+# The forward chain
+
+
+@pytest.mark.promotes
 @pytest.mark.parametrize("kind", ["gaussian", "bits"])
 def test_noising_path_has_the_marginals(kind):
     n, grid = 20_000, uniform_grid(5)

@@ -41,6 +41,7 @@ def path_of(reverse, key):
     return noising_path(key, reverse.forward, x0, jnp.asarray(GRID))
 
 
+@pytest.mark.promotes
 @pytest.mark.parametrize("reverse", REVERSES.values(), ids=REVERSES)
 def test_forward_density_is_the_sum_over_steps(reverse):
     path = path_of(reverse, jr.key(0))
@@ -58,6 +59,7 @@ def test_forward_density_is_the_sum_over_steps(reverse):
     assert trace["x_path"]["value"].shape == (NUM_STEPS, 2)
 
 
+@pytest.mark.promotes
 @pytest.mark.parametrize("reverse", REVERSES.values(), ids=REVERSES)
 def test_reverse_density_is_the_sum_over_steps_downwards(reverse):
     path = path_of(reverse, jr.key(1))

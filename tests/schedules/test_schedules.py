@@ -155,6 +155,7 @@ def test_beta_is_accurate_in_single_precision_at_both_ends(schedule):
     )
 
 
+@pytest.mark.promotes
 @pytest.mark.parametrize("name", ["cosine", "geometric"])
 def test_control_the_textbook_beta_loses_its_digits_near_the_data(name):
     schedule = SCHEDULES[name]
