@@ -389,7 +389,7 @@ def test_a_schedule_that_ends_below_the_first_width_is_refused():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"rho": 0.0}, "rho must be positive, got 0.0"),
+        ({"rho": 0.0}, "rho must be positive and finite, got 0.0"),
         ({"rho": 0.5, "initial_rho": 0.1}, "initial_rho must be at least rho=0.5"),
         ({"annealing": 2.0}, r"annealing must lie in \[0, 1\], got 2.0"),
     ],

@@ -111,7 +111,8 @@ def test_what_has_a_width_gives_the_exact_evidence(reverse, guidance):
     posterior = smc.run(jr.key(0), Y)
     exact = norm.logpdf(1.0, scale=math.sqrt(1.25))
     error = abs(posterior.log_evidence - exact)
-    assert error < 5 * posterior.log_evidence_error < 0.3
+    # Independent bits under a likelihood that factorises: exact, up to rounding.
+    assert error < 5 * posterior.log_evidence_error + 1e-12 < 0.3
 
 
 @pytest.mark.parametrize(
@@ -149,4 +150,5 @@ def test_bits_need_no_measured_error():
     posterior = smc.run(jr.key(0), jnp.array([0.2, 0.9]))
     laws = [norm.pdf(y) / 2 + norm.pdf(y - 1.0) / 2 for y in (0.2, 0.9)]
     error = abs(posterior.log_evidence - math.log(math.prod(laws)))
-    assert error < 5 * posterior.log_evidence_error < 0.3
+    # Independent bits under a likelihood that factorises: exact, up to rounding.
+    assert error < 5 * posterior.log_evidence_error + 1e-12 < 0.3

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import numpyro_diffusion as nd
-from numpyro_diffusion.networks import paper2015
+from numpyro_diffusion.paper2015 import networks as paper2015
 from numpyro_diffusion.paper2015.networks import MultiScaleNet, RBFNet, SigmoidMLP
 
 IMAGE = {
