@@ -169,10 +169,10 @@ def chain_moments(
     grid = uniform_grid(num_steps)
 
     def step(moments: tuple, times: tuple) -> tuple[tuple, None]:
-        mean, covariance = moments
+        (mean, covariance), (t, s) = moments, times
 
         def proposal(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-            tilted = guidance.step(reverse, log_likelihood, x[None, None], *times)
+            tilted = guidance.step(reverse, log_likelihood, x[None, None], t=t, s=s)
             return _moments(tilted.proposal)
 
         moved, width = proposal(mean)
