@@ -257,6 +257,17 @@ def test_every_room_has_its_tests():
     assert without_tests({"a", "b", "c"}, {"a", "test_b.py"}) == {"c"}
 
 
+def doubles(paths):
+    """Names that two files of tests share: pytest takes the one for the other."""
+    names = [path.name for path in paths]
+    return {name for name in names if names.count(name) > 1}
+
+
+def test_files_of_tests_have_names_of_their_own():
+    assert doubles((ROOT / "tests").rglob("test_*.py")) == set()
+    assert doubles([ROOT / "a/test_x.py", ROOT / "b/test_x.py"]) == {"test_x.py"}
+
+
 # Imports and exports
 
 

@@ -497,7 +497,7 @@ def test_where_the_likelihood_is_not_finite_the_prior_speaks(guidance, value):
 
     @jax.jit
     def means(likelihood, x):
-        step = guidance.step(reverse, likelihood, x, 0.5, 0.3)
+        step = guidance.step(reverse, likelihood, x, t=0.5, s=0.3)
         mean = over_stack(lambda law: law.mean)
         return mean(step.proposal), mean(step.law), step.log_twist
 

@@ -14,6 +14,7 @@ from numpyro.infer.util import log_density
 
 import numpyro_diffusion as nd
 from numpyro_diffusion.model import sites as room
+from numpyro_diffusion.model.checks import check_all_given
 from numpyro_diffusion.reverse.analytic import GaussianReverse
 
 FORWARD = nd.GaussianForward(nd.schedules.cosine())
@@ -172,11 +173,11 @@ def test_unobserved_sites_have_a_value_and_no_density():
 
 def test_latents_without_a_value_are_named():
     free = {"x": jnp.zeros(2), "a": jnp.zeros(()), "k": jnp.zeros((), int)}
-    room.check_all_given(free, {"x", "a", "k"}, "me")
+    check_all_given(free, {"x", "a", "k"}, "me")
     with pytest.raises(ValueError, match=r"me: .* for \['a'\]; give them a block"):
-        room.check_all_given(free, {"x", "k"}, "me")
+        check_all_given(free, {"x", "k"}, "me")
     with pytest.raises(ValueError, match=r"for \['a', 'k'\]; \['k'\] are discrete"):
-        room.check_all_given(free, {"x"}, "me")
+        check_all_given(free, {"x"}, "me")
 
 
 def test_a_prior_that_depends_on_a_latent_is_refused():

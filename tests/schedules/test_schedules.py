@@ -317,6 +317,7 @@ def test_swapped_times_are_refused(schedule):
         read(s=jnp.array([0.1, 0.4]), t=0.4)
 
 
+@pytest.mark.promotes
 @ALL
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64, jnp.bfloat16])
 def test_rounded_ends_are_ends(schedule, dtype):
