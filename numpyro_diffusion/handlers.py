@@ -15,7 +15,8 @@ from numpyro_diffusion.guidance import (
     default_guidance,
     guided_sample,
 )
-from numpyro_diffusion.model.checks import check_drawable
+from numpyro_diffusion.guidance.base import check_guidance
+from numpyro_diffusion.model.checks import check_drawable, check_model
 from numpyro_diffusion.model.messengers import OmitPrior, zeros_like_site
 from numpyro_diffusion.model.problem import (
     Problem,
@@ -50,6 +51,7 @@ def diffusion_sites(model: Callable) -> Callable:
     such a model. Every marked site needs a kernel that knows its chain: NUTS alone, on a
     marked model, would take the prior to be flat.
     """
+    check_model("diffusion_sites", model, None)
     return OmitPrior(model, select=is_diffusion_site)
 
 
@@ -88,6 +90,9 @@ def guide(
             guidance needs the prior's denoising error and it was not measured.
         TypeError: When run: one of several sites is over bits.
     """
+    check_model(CALLER, model, site)
+    if guidance is not None:
+        check_guidance(CALLER, guidance)
 
     def guided(*args: Any, **kwargs: Any) -> Any:
         with block():

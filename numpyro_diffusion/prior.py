@@ -18,9 +18,11 @@ from numpyro.distributions import constraints
 from numpyro.distributions.util import validate_sample
 
 from numpyro_diffusion.checks import (
+    checked_array,
     checked_instance,
-    checked_integer,
+    checked_key,
     checked_num_steps,
+    checked_shape,
 )
 from numpyro_diffusion.datasets import Scaling
 from numpyro_diffusion.reverse import AbstractReverse
@@ -38,7 +40,8 @@ class DiffusionPrior(dist.Distribution):
 
     Two laws live here, equal up to the errors below: `sample` draws by the sampler, whose
     chain is also what particle kernels are exact for; `log_prob` is the density of the
-    deterministic probability flow.
+    deterministic probability flow. Values of half precision (`bfloat16`, `float16`) are
+    turned into single precision where a density or a likelihood is asked for.
 
     Args:
         reverse: The reverse process, for instance `fit(...).reverse`.
@@ -85,7 +88,7 @@ class DiffusionPrior(dist.Distribution):
                 "DiffusionPrior: reverse must be a reverse process (for instance "
                 f"fit(...).reverse), got {type(reverse).__name__}."
             )
-        event_shape = _checked_shape(event_shape)
+        event_shape = checked_shape("DiffusionPrior", "event_shape", event_shape)
         sampler = _checked_sampler(num_steps, sampler)
         sampler.check("DiffusionPrior", reverse)
         if scaling is not None:
@@ -182,7 +185,9 @@ class DiffusionPrior(dist.Distribution):
         self, key: Array | None, sample_shape: tuple[int, ...] = ()
     ) -> Num[Array, "..."]:
         """Draw events, shape `sample_shape + event_shape`."""
-        key, shape = jnp.asarray(key), tuple(sample_shape)
+        caller = "DiffusionPrior.sample"
+        key = jnp.asarray(checked_key(caller, "key", key))
+        shape = checked_shape(caller, "sample_shape", sample_shape, minimum=0)
         draws = _sample(self._arrays, self._static, key, shape, self.event_shape)
         return self.restored(draws)
 
@@ -191,8 +196,17 @@ class DiffusionPrior(dist.Distribution):
 
         Raises:
             NotImplementedError: The prior is over bits (a RuntimeError under `jit`).
+            TypeError: `value` is not an array of real numbers.
+            ValueError: It does not end in the event's shape.
         """
+        caller, event = "DiffusionPrior.log_prob", self.event_shape
+        checked_array(caller, "value", value, finite=False, empty=True)
         value = jnp.asarray(value)
+        if value.shape[max(0, value.ndim - len(event)) :] != event:
+            raise ValueError(
+                f"{caller}: value must end in the event's shape {event}, got shape "
+                f"{value.shape}."
+            )
         if value.size == 0:  # NumPyro's validation divides by the number of events
             event_ndim = len(self.event_shape)
             return jnp.zeros(value.shape[: value.ndim - event_ndim])
@@ -202,6 +216,8 @@ class DiffusionPrior(dist.Distribution):
     def _log_prob(self, value: Array) -> Float[Array, "..."]:
         if not self.is_continuous:
             return _no_density(value, len(self.event_shape))
+        if jnp.issubdtype(value.dtype, jnp.floating) and value.dtype.itemsize < 4:
+            value = value.astype(jnp.float32)
         x, scaling = self.standardised(value), self.scaling
         density = _log_prob(
             self._arrays, self._static, x, len(self.event_shape), self.flow
@@ -277,19 +293,6 @@ def _no_density(value: Array, event_ndim: int) -> Float[Array, "..."]:
     axes = tuple(range(value.ndim - event_ndim, value.ndim))
     density = jnp.sum(value, axis=axes) * jnp.ones(())
     return eqx.error_if(density, jnp.ones((), bool), message)
-
-
-def _checked_shape(event_shape: Any) -> tuple[int, ...]:
-    try:
-        return tuple(
-            checked_integer("DiffusionPrior", "event_shape", n, minimum=1)
-            for n in tuple(event_shape)
-        )
-    except (TypeError, ValueError):
-        raise ValueError(
-            "DiffusionPrior: event_shape must be a tuple of positive integers, got "
-            f"{event_shape!r}."
-        ) from None
 
 
 def _checked_sampler(

@@ -82,6 +82,8 @@ def register(cls: _Class) -> _Class:
         TypeError: The class fits none of the three sorts.
         ValueError: Another class is registered under this name.
     """
+    if not isinstance(cls, type):
+        raise TypeError(f"register: cls must be a class, got {cls!r}.")
     name = cls.__name__
     known = _REGISTRY.get(name)
     if known is not None and not _is_same_class(known.cls, cls):

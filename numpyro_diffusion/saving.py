@@ -55,6 +55,10 @@ def save(
         TypeError: Something inside is not a value, or its class is not registered.
         ValueError: A network is not what its hyperparameters and arrays say.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"save: path must be the path of a file, got {path!r}.")
+    if not isinstance(card, dict | None):
+        raise TypeError(f"save: card must be a dictionary or None, got {card!r}.")
     arrays: dict[str, Any] = {}
     header = {
         "kind": _KIND,
@@ -76,6 +80,7 @@ def load(path: str | os.PathLike[str]) -> Any:
         arrays as NumPy arrays, each with the dtype it was saved with.
 
     Raises:
+        TypeError: `path` is no path.
         FileNotFoundError: There is no such file.
         ArchiveError: The file is damaged or not a checkpoint, names a class that is not
             registered, does not fit the class as it is now, or holds a JAX array in
@@ -183,6 +188,8 @@ def _library_version() -> str:
 
 
 def _read(path: str | os.PathLike[str]) -> Archive:
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"load: path must be the path of a file, got {path!r}.")
     archive = read_archive(path)
     kind = archive.header.get("kind")
     if kind != _KIND:

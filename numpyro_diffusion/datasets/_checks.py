@@ -1,6 +1,6 @@
 """Checks of arguments that the data sets share."""
 
-import numbers
+from numpyro_diffusion.checks import checked_integer
 
 __all__ = ["positive_int"]
 
@@ -16,8 +16,7 @@ def positive_int(function: str, name: str, value: int) -> int:
     Raises:
         ValueError: `value` is not an integer of at least 1.
     """
-    if not isinstance(value, numbers.Integral) or value < 1:
-        raise ValueError(
-            f"{function}: {name} must be a positive integer, got {value!r}."
-        )
-    return int(value)
+    try:
+        return checked_integer(function, name, value)
+    except TypeError as error:
+        raise ValueError(str(error)) from None

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array
 
+from numpyro_diffusion.checks import checked_key
 from numpyro_diffusion.datasets.files import (
     DataFileError,
     check_labels,
@@ -76,6 +77,8 @@ def cifar10(
         DataFileError: A file is damaged, not the published one (`verify`), or a pickle
             of anything else.
     """
+    if key is not None:
+        checked_key("cifar10", "key", key)
     train, train_labels = _part(folder, _TRAIN, verify)
     test, test_labels = _part(folder, _TEST, verify)
     return ImageData.from_levels(train, test, train_labels, test_labels, key=key)

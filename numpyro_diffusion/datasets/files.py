@@ -29,8 +29,13 @@ def existing(folder: str | os.PathLike[str], *names: str) -> Path:
         *names: The same file's possible names, in order of preference.
 
     Raises:
+        TypeError: `folder` is no path.
         FileNotFoundError: None of them is there.
     """
+    if not isinstance(folder, str | os.PathLike):
+        raise TypeError(
+            f"datasets: folder must be the path of a folder, got {folder!r}."
+        )
     for name in names:
         path = Path(folder) / name
         if path.is_file():

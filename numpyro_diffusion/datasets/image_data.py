@@ -8,7 +8,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from numpyro_diffusion.datasets.scaling import Scaling, dequantise
+from numpyro_diffusion.checks import checked_array, checked_instance, checked_key
+from numpyro_diffusion.datasets.scaling import Scaling, check_integers, dequantise
 
 __all__ = ["ImageData"]
 
@@ -61,12 +62,22 @@ class ImageData(NamedTuple):
             ("train_labels", train, train_labels),
             ("test_labels", test, test_labels),
         ):
+            caller = "ImageData.from_levels"
+            part = name.removesuffix("_labels")
+            checked_array(caller, part, levels, least_ndim=1, finite=False, empty=True)
+            check_integers(caller, np.asarray(levels).dtype, part)
+            checked_array(caller, name, labels, empty=True)
             if np.shape(labels) != np.shape(levels)[:1]:
                 raise ValueError(
                     f"ImageData.from_levels: {name} must have shape "
                     f"{np.shape(levels)[:1]}, got {np.shape(labels)}."
                 )
+        if key is not None:
+            checked_key("ImageData.from_levels", "key", key)
         scaling = Scaling.of_levels(train) if scaling is None else scaling
+        checked_instance(
+            "ImageData.from_levels", "scaling", scaling, Scaling, "Scaling(128.0, 74.0)"
+        )
         keys = (None, None) if key is None else jax.random.split(key)
         parts = [
             scaling.standardise(dequantise(levels, part_key))

@@ -41,6 +41,13 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
+from numpyro_diffusion.checks import (
+    LARGEST,
+    checked_instance,
+    checked_key,
+    checked_real,
+    checked_width,
+)
 from numpyro_diffusion.datasets._checks import positive_int
 from numpyro_diffusion.datasets.scaling import Scaling, dequantise
 
@@ -68,6 +75,8 @@ class LeafLaw(eqx.Module):
     exponent: float = 3.0
 
     def __check_init__(self) -> None:
+        for name in ("r_min", "r_max", "exponent"):
+            checked_real("LeafLaw", name, getattr(self, name), finite=False)
         if not 0.0 < self.r_min < self.r_max < math.inf:
             raise ValueError(
                 "LeafLaw: radii must obey 0 < r_min < r_max < inf, got "
@@ -76,6 +85,12 @@ class LeafLaw(eqx.Module):
         if not math.isfinite(self.exponent):
             raise ValueError(
                 f"LeafLaw: exponent must be a finite number, got {self.exponent}."
+            )
+        checked_width("LeafLaw", "r_min", self.r_min)
+        checked_width("LeafLaw", "r_max", self.r_max)
+        if abs(self.exponent) > 100.0:
+            raise ValueError(
+                f"LeafLaw: exponent must lie between -100 and 100, got {self.exponent}."
             )
 
     def same_leaf_probability(self, distance: ArrayLike) -> Float[Array, "..."]:
@@ -169,6 +184,7 @@ def dead_leaves(
     Raises:
         ValueError: `num` or `size` is not a positive integer.
     """
+    checked_key("dead_leaves", "key", key)
     leaf_key, noise_key = jax.random.split(key)
     levels = dead_leaves_levels(leaf_key, num, size=size, law=law)
     return DEAD_LEAVES_SCALING.standardise(dequantise(levels, noise_key))
@@ -190,8 +206,16 @@ def dead_leaves_levels(
     """
     num = positive_int("dead_leaves", "num", num)
     size = positive_int("dead_leaves", "size", size)
+    if num * size**2 > LARGEST:
+        raise ValueError(
+            f"dead_leaves: num * size**2 must be at most {LARGEST} pixels, got num={num} "
+            f"and size={size}."
+        )
+    checked_key("dead_leaves", "key", key)
+    law = LeafLaw() if law is None else law
+    checked_instance("dead_leaves", "law", law, LeafLaw, "LeafLaw()")
     keys = jax.random.split(key, num)
-    return _draw(keys, size, LeafLaw() if law is None else law)
+    return _draw(keys, size, law)
 
 
 @eqx.filter_jit

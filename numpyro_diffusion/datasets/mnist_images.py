@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Array
 
+from numpyro_diffusion.checks import checked_key
 from numpyro_diffusion.datasets.files import (
     DataFileError,
     check_labels,
@@ -68,6 +69,8 @@ def mnist(
         FileNotFoundError: A file is missing.
         DataFileError: A file is damaged, or not the published one (`verify`).
     """
+    if key is not None:
+        checked_key("mnist", "key", key)
     train, train_labels = _part(folder, "train", verify)
     test, test_labels = _part(folder, "t10k", verify)
     return ImageData.from_levels(train, test, train_labels, test_labels, key=key)

@@ -24,6 +24,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from numpyro_diffusion.checks import checked_array, checked_key
+
 __all__ = ["Scaling", "dequantise"]
 
 
@@ -53,6 +55,7 @@ class Scaling(NamedTuple):
         Raises:
             ValueError: There are no entries, or one is not finite, or all are equal.
         """
+        checked_array("Scaling.fit", "data", data, finite=False, empty=True)
         values = np.asarray(data)
         if values.size == 0 or not np.all(np.isfinite(values)):
             raise ValueError(
@@ -81,8 +84,9 @@ class Scaling(NamedTuple):
             TypeError: `levels` are not of an integer type.
             ValueError: There are none.
         """
+        checked_array("Scaling.of_levels", "levels", levels, finite=False, empty=True)
         values = np.asarray(levels)
-        _check_integers("Scaling.of_levels", values.dtype)
+        check_integers("Scaling.of_levels", values.dtype)
         if values.size == 0:
             raise ValueError(
                 "Scaling.of_levels: levels must hold at least one integer, got an "
@@ -92,11 +96,18 @@ class Scaling(NamedTuple):
         return cls(mean + 1 / 2, math.sqrt(variance + 1 / 12))
 
     def standardise(self, data: Any) -> Any:
-        """From data units to zero mean and unit variance."""
+        """From data units to zero mean and unit variance.
+
+        Raises:
+            TypeError: Shift or scale are not numbers.
+            ValueError: They are known and not finite, or a scale is not positive.
+        """
+        self._check()
         return (data - self.shift) / self.scale
 
     def restore(self, x: Any) -> Any:
-        """From standardised units back to data units."""
+        """From standardised units back to data units; raises as `standardise`."""
+        self._check()
         return self.shift + self.scale * x
 
     @property
@@ -108,6 +119,10 @@ class Scaling(NamedTuple):
         """Log of the volume, in data units, of a unit cube of standardised events."""
         log_scale = jnp.log(jnp.asarray(self.scale))
         return jnp.sum(jnp.broadcast_to(log_scale, event_shape))
+
+    def _check(self) -> None:
+        checked_array("Scaling", "shift", self.shift)
+        checked_array("Scaling", "scale", self.scale, above=0.0)
 
     def check_shape(self, caller: str, event_shape: tuple[int, ...]) -> None:
         """Refuse to scale events of a shape that shift or scale do not broadcast to.
@@ -157,8 +172,11 @@ def dequantise(levels: ArrayLike, key: Array | None = None) -> Float[Array, "...
 
     Source: Theis et al. 2016, arXiv:1511.01844, section 3.1.
     """
+    checked_array("dequantise", "levels", levels, finite=False, empty=True)
+    if key is not None:
+        checked_key("dequantise", "key", key)
     levels = jnp.asarray(levels)
-    _check_integers("dequantise", levels.dtype)
+    check_integers("dequantise", levels.dtype)
     dtype = jnp.result_type(float)
     noise = 0.5 if key is None else jax.random.uniform(key, levels.shape, dtype)
     return levels.astype(dtype) + noise
@@ -179,10 +197,15 @@ def _moments(values: np.ndarray) -> tuple[float, float]:
     return mean, squares / flat.size
 
 
-def _check_integers(function: str, dtype: Any) -> None:
+def check_integers(function: str, dtype: Any, name: str = "levels") -> None:
+    """Refuse what is not of an integer type.
+
+    Raises:
+        TypeError: It is not.
+    """
     if not jnp.issubdtype(dtype, jnp.integer):
         raise TypeError(
-            f"{function}: levels must have an integer type, got {dtype}. Whole numbers "
+            f"{function}: {name} must have an integer type, got {dtype}. Whole numbers "
             "stored as floats become integers by `.astype(int)`; values that are "
             "continuous already need no noise."
         )

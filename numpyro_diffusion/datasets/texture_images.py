@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
+from numpyro_diffusion.checks import checked_key
 from numpyro_diffusion.datasets._checks import positive_int
 from numpyro_diffusion.datasets.image_data import ImageData
 from numpyro_diffusion.datasets.scaling import Scaling
@@ -58,10 +59,11 @@ def textures(
     num_test = positive_int("textures", "num_test", num_test)
     size = positive_int("textures", "size", size)
     downsample = positive_int("textures", "downsample", downsample)
-    if len(names) == 0 or not set(names) <= set(TEXTURES):
-        raise ValueError(
-            f"textures: names must be some of {TEXTURES}, got {tuple(names)}."
-        )
+    checked_key("textures", "key", key)
+    is_list = isinstance(names, list | tuple)
+    if not is_list or len(names) == 0 or any(name not in TEXTURES for name in names):
+        got = tuple(names) if is_list else names
+        raise ValueError(f"textures: names must be some of {TEXTURES}, got {got!r}.")
     pictures = _block_means(_load(names), downsample)
     cut = pictures.shape[2] * 3 // 4
     left, right = pictures[:, :, :cut], pictures[:, :, cut:]

@@ -25,6 +25,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
+from numpyro_diffusion.checks import checked_array, checked_key, checked_real
 from numpyro_diffusion.datasets._checks import positive_int
 
 __all__ = [
@@ -63,6 +64,7 @@ def swiss_roll(
             finite.
     """
     num = positive_int("swiss_roll", "num", num)
+    checked_key("swiss_roll", "key", key)
     phi_key, noise_key = jax.random.split(key)
     low, high = SWISS_ROLL_PHI
     phi = jax.random.uniform(phi_key, (num,), minval=low, maxval=high)
@@ -86,6 +88,7 @@ def swiss_roll_curve(
     Raises:
         ValueError: `noise` is negative or not finite.
     """
+    checked_array("swiss_roll_curve", "phi", phi)
     phi = jnp.asarray(phi, jnp.result_type(float))
     raw = (phi * jnp.cos(phi), phi * jnp.sin(phi))
     scale = swiss_roll_scale(noise)
@@ -106,9 +109,15 @@ def swiss_roll_scale(noise: float = SWISS_ROLL_NOISE) -> float:
     Raises:
         ValueError: `noise` is negative or not finite.
     """
+    noise = checked_real("swiss_roll", "noise", noise, finite=False)
     if not (math.isfinite(noise) and noise >= 0.0):
         raise ValueError(
             f"swiss_roll: noise must be a finite number of at least 0, got {noise}."
+        )
+    if noise > 1e18:
+        raise ValueError(
+            "swiss_roll: noise must be at most 1e18, whose square single precision "
+            f"holds, got {noise}."
         )
     low, high = SWISS_ROLL_PHI
     mean_square = (low**2 + low * high + high**2) / 3.0  # of the radius
@@ -126,6 +135,7 @@ def heartbeat(key: Array, num: int) -> Int[Array, "num 20"]:
         ValueError: `num` is not a positive integer.
     """
     num = positive_int("heartbeat", "num", num)
+    checked_key("heartbeat", "key", key)
     return heartbeat_patterns()[jax.random.randint(key, (num,), 0, 5)]
 
 

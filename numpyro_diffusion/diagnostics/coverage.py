@@ -17,6 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from numpyro_diffusion.checks import (
+    LARGEST,
+    checked_callable,
+    checked_instance,
+    checked_integer,
+)
 from numpyro_diffusion.diagnostics.runs import CalibrationRuns, ranked, sizes
 
 __all__ = ["expected_coverage"]
@@ -60,6 +66,13 @@ def expected_coverage(
     import xarray as xr
     from scipy.stats import kstest
 
+    caller = "expected_coverage"
+    checked_instance(caller, "runs", runs, CalibrationRuns, "calibration_runs(...)")
+    seed = checked_integer(caller, "seed", seed, -LARGEST)
+    if reference is not None:
+        checked_callable(caller, "reference", reference, "lambda key, data: ...")
+    if not (names is None or isinstance(names, list | tuple)):
+        raise TypeError(f"{caller}: names must be a tuple of names, got {names!r}.")
     num_simulations, _ = sizes(runs)
     names = tuple(n for n in runs.truth if n in runs.draws) if names is None else names
     absent = [n for n in names if n not in runs.truth or n not in runs.draws]

@@ -14,6 +14,11 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
+from numpyro_diffusion.checks import (
+    LARGEST,
+    checked_instance,
+    checked_integer,
+)
 from numpyro_diffusion.diagnostics.runs import CalibrationRuns, ranked, sizes
 
 __all__ = ["simulation_based_calibration"]
@@ -54,6 +59,16 @@ def simulation_based_calibration(
     """
     import xarray as xr
 
+    caller = "simulation_based_calibration"
+    checked_instance(caller, "runs", runs, CalibrationRuns, "calibration_runs(...)")
+    seed = checked_integer(caller, "seed", seed, -LARGEST)
+    if not (statistics is None or isinstance(statistics, Mapping)):
+        raise TypeError(
+            f"{caller}: statistics must be a mapping of names to functions, got "
+            f"{statistics!r}."
+        )
+    if num_bins is not None:
+        num_bins = checked_integer(caller, "num_bins", num_bins)
     num_simulations, num_draws = sizes(runs)
     num_bins = _checked_bins(num_bins, num_simulations, num_draws)
     if statistics is None:

@@ -17,6 +17,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from numpyro.handlers import seed, trace
 
+from numpyro_diffusion.checks import (
+    LARGEST,
+    checked_callable,
+    checked_instance,
+    checked_integer,
+    checked_key,
+)
+
 __all__ = [
     "CalibrationRuns",
     "calibration_runs",
@@ -61,6 +69,12 @@ def model_simulator(
     Raises:
         ValueError: When called: a name in `observed` is no sample site.
     """
+    checked_callable("model_simulator", "model", model, "a NumPyro model")
+    is_names = isinstance(observed, list | tuple | set | frozenset)
+    if not is_names or not all(isinstance(name, str) for name in observed):
+        raise TypeError(
+            f"model_simulator: observed must be a tuple of names, got {observed!r}."
+        )
 
     def simulate(key: Array) -> tuple[dict[str, Array], dict[str, Array]]:
         sites = trace(seed(model, key)).get_trace(*args, **kwargs)
@@ -83,11 +97,13 @@ def model_simulator(
 
 def in_parallel(function: Callable) -> Callable:
     """Map over a leading dimension in one compiled call."""
+    checked_callable("in_parallel", "function", function, "lambda key: ...")
     return jax.jit(jax.vmap(function))
 
 
 def in_sequence(function: Callable) -> Callable:
     """Map over a leading dimension one by one, for what cannot be traced or batched."""
+    checked_callable("in_sequence", "function", function, "lambda key: ...")
 
     def mapped(arguments: Array) -> Any:
         results = [function(argument) for argument in arguments]
@@ -140,6 +156,14 @@ def calibration_runs(
         az.plot_ecdf_pit(found, sample_dims="simulation")  # ArviZ 1.x
         ```
     """
+    caller = "calibration_runs"
+    checked_key(caller, "key", key)
+    checked_callable(caller, "simulate", simulate, "model_simulator(model, ('y',))")
+    checked_callable(caller, "sample", sample, "lambda key, data: ...")
+    checked_callable(caller, "method", method, "in_parallel")
+    num_simulations = checked_integer(
+        caller, "num_simulations", num_simulations, -LARGEST
+    )
     if num_simulations < 1:
         raise ValueError(
             "calibration_runs: num_simulations must be positive, got "
@@ -158,6 +182,7 @@ def calibration_runs(
 
 def sizes(runs: CalibrationRuns) -> tuple[int, int]:
     """Numbers of simulations and draws."""
+    checked_instance("sizes", "runs", runs, CalibrationRuns, "calibration_runs(...)")
     name = next(name for name in runs.truth if name in runs.draws)
     num_simulations, num_draws, *_ = runs.draws[name].shape
     return num_simulations, num_draws

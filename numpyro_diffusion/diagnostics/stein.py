@@ -26,6 +26,16 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from numpyro_diffusion.checks import (
+    LARGEST,
+    checked_array,
+    checked_callable,
+    checked_instance,
+    checked_integer,
+    checked_real,
+    checked_width,
+    is_traced,
+)
 from numpyro_diffusion.model.likelihood import Likelihood
 from numpyro_diffusion.model.sites import diffusion_site
 from numpyro_diffusion.reverse import AbstractReverse
@@ -53,6 +63,10 @@ def diffusion_score(
 
     Source: Tweedie's formula; Efron 2011, JASA 106(496), eq. 2.8.
     """
+    caller = "diffusion_score"
+    checked_instance(caller, "reverse", reverse, AbstractReverse, "fit(...).reverse")
+    x = jnp.asarray(checked_array(caller, "x", x))
+    angle = checked_array(caller, "angle", angle, shape="()", ndim=0, above=1e-18)
     if reverse.forward.values is not None:
         raise TypeError(
             "diffusion_score: only Gaussian diffusion has a score, got "
@@ -89,6 +103,17 @@ def posterior_score(
     Raises:
         ValueError: As `Likelihood`; or `site` has no value in `draw`.
     """
+    checked_callable("posterior_score", "model", model, "a NumPyro model")
+    for argument, value, kind in (
+        ("draw", draw, Mapping),
+        ("kwargs", {} if kwargs is None else kwargs, Mapping),
+        ("args", args, tuple | list),
+    ):
+        if not isinstance(value, kind):
+            named = "a tuple" if argument == "args" else "a mapping of names to values"
+            raise TypeError(
+                f"posterior_score: {argument} must be {named}, got {value!r}."
+            )
     kwargs = dict(kwargs or {})
     name = diffusion_site(model, args, kwargs, site, "posterior_score")
     if name not in draw:
@@ -103,7 +128,13 @@ def posterior_score(
     of_prior = jax.vmap(lambda e: diffusion_score(prior.reverse, e, angle))(events)
     # Per unit of the site, not of the network.
     of_prior = of_prior.reshape(x.shape) / prior.width(jnp.ones((), x.dtype))
-    return of_prior + jax.grad(likelihood)(x)
+    score = of_prior + jax.grad(likelihood)(x)
+    if not is_traced(score) and not np.all(np.isfinite(np.asarray(score))):
+        raise ValueError(
+            "posterior_score: draw, args and kwargs must give a finite score, got "
+            f"{score}; do the data hold a NaN?"
+        )
+    return score
 
 
 def kernel_stein_discrepancy(
@@ -143,6 +174,14 @@ def kernel_stein_discrepancy(
     """
     import xarray as xr
 
+    caller = "kernel_stein_discrepancy"
+    for argument, value in (("draws", draws), ("scores", scores)):
+        checked_array(caller, argument, value, finite=False, empty=True)
+    draws, scores = jnp.asarray(draws), jnp.asarray(scores)
+    num_resamples = checked_integer(caller, "num_resamples", num_resamples)
+    seed = checked_integer(caller, "seed", seed, -LARGEST)
+    if length_scale is not None:
+        checked_real(caller, "length_scale", length_scale, finite=False)
     if draws.shape != scores.shape or draws.ndim != 2:
         raise ValueError(
             "kernel_stein_discrepancy: draws and scores must both have shape (num_draws, "
@@ -164,6 +203,7 @@ def kernel_stein_discrepancy(
             "kernel_stein_discrepancy: length_scale must be positive and finite, got "
             f"{length_scale} (the median distance, if you gave none)."
         )
+    checked_width(caller, "length_scale", length_scale)
     matrix = _stein_matrix(centred, scores, distances, length_scale)
     signs = jax.random.rademacher(
         jax.random.key(seed), (num_resamples, len(draws)), matrix.dtype

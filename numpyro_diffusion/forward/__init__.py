@@ -7,7 +7,7 @@ from numpyro_diffusion.forward.bernoulli import (
     factorised_bernoulli,
 )
 from numpyro_diffusion.forward.gaussian import GaussianForward, factorised_normal
-from numpyro_diffusion.forward.schedule import AbstractSchedule
+from numpyro_diffusion.forward.schedule import AbstractSchedule, uniform_grid
 
 __all__ = [
     "AbstractForward",
@@ -19,4 +19,5 @@ __all__ = [
     "factorised_bernoulli",
     "factorised_normal",
     "noising_path",
+    "uniform_grid",
 ]

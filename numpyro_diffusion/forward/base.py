@@ -18,6 +18,8 @@ Source: Sohl-Dickstein et al. 2015, table App.1, with the base rate of appendix 
 """  # noqa: E501
 
 import abc
+from collections.abc import Mapping
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -28,9 +30,10 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num
 from numpyro.distributions import constraints
 
+from numpyro_diffusion.checks import checked_array
 from numpyro_diffusion.forward.schedule import AbstractSchedule
 
-__all__ = ["AbstractForward", "as_float", "noising_path"]
+__all__ = ["AbstractForward", "as_float", "check_events", "noising_path"]
 
 
 class AbstractForward(eqx.Module):
@@ -167,6 +170,39 @@ class AbstractForward(eqx.Module):
         Raises:
             NotImplementedError: There is no closed form for a `p` of this kind.
         """
+
+
+def check_events(
+    caller: str, times: Mapping[str, Any], **events: Num[Array, "*event"]
+) -> None:
+    """Refuse events that are no arrays, or do not go together with each other and times.
+
+    Args:
+        caller: Who asks, for the error.
+        times: Times, by name, and what else must broadcast to an event.
+        **events: Events, by name.
+
+    Raises:
+        TypeError: An event is not an array of real numbers.
+        ValueError: It is known and not finite; events have several shapes; or a time's
+            shape does not broadcast to theirs.
+    """
+    for name, event in events.items():
+        checked_array(caller, name, event)
+    shapes = {name: jnp.shape(event) for name, event in events.items()}
+    shape = next(iter(shapes.values()))
+    if len(set(shapes.values())) > 1:
+        raise ValueError(f"{caller}: events must have one shape, got {shapes}.")
+    for name, time in times.items():
+        # A time that is no number at all is left to the schedule.
+        of_time = np.shape(time) if isinstance(time, np.ndarray | jax.Array) else ()
+        if len(of_time) > len(shape) or any(
+            n not in (1, m) for n, m in zip(of_time[::-1], shape[::-1], strict=False)
+        ):
+            raise ValueError(
+                f"{caller}: {name} must be one number, or broadcast to events of shape "
+                f"{shape}, got shape {of_time}."
+            )
 
 
 def as_float(x: Num[Array, "*event"]) -> Float[Array, "*event"]:

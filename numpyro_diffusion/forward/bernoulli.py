@@ -1,5 +1,7 @@
 """Bernoulli diffusion, of bits."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num
 from numpyro.distributions import constraints
 
-from numpyro_diffusion.forward.base import AbstractForward, as_float
+from numpyro_diffusion.checks import checked_array, checked_instance, is_traced
+from numpyro_diffusion.forward.base import AbstractForward, as_float, check_events
 from numpyro_diffusion.forward.schedule import AbstractSchedule
 
 __all__ = ["BernoulliForward", "bernoulli_of_log_odds", "factorised_bernoulli"]
@@ -27,7 +30,13 @@ class BernoulliForward(AbstractForward):
     rate: float | Float[Array, "..."] = 0.5
 
     def __check_init__(self) -> None:
-        if isinstance(self.rate, float) and not 0.0 < self.rate < 1.0:
+        caller = "BernoulliForward"
+        checked_instance(
+            caller, "schedule", self.schedule, AbstractSchedule, "schedules.cosine()"
+        )
+        checked_array(caller, "rate", self.rate, finite=False)
+        known = None if is_traced(self.rate) else np.asarray(self.rate)
+        if known is not None and not np.all((known > 0.0) & (known < 1.0)):
             raise ValueError(
                 f"BernoulliForward: rate must lie in (0, 1), got {self.rate}."
             )
@@ -54,11 +63,13 @@ class BernoulliForward(AbstractForward):
     def transition(
         self, x_s: Num[Array, "*event"], *, s: ArrayLike, t: ArrayLike
     ) -> dist.Distribution:
+        self._check("transition", {"s": s, "t": t}, x_s=x_s)
         return factorised_bernoulli(
             self._mix(x_s, self.schedule.kept(s=s, t=t), self.schedule.beta(s=s, t=t))
         )
 
     def marginal(self, x0: Num[Array, "*event"], t: ArrayLike) -> dist.Distribution:
+        self._check("marginal", {"t": t}, x0=x0)
         return factorised_bernoulli(self._marginal_probability(x0, t))
 
     def posterior(
@@ -69,6 +80,7 @@ class BernoulliForward(AbstractForward):
         s: ArrayLike,
         t: ArrayLike,
     ) -> dist.Distribution:
+        self._check("posterior", {"s": s, "t": t}, x_t=x_t, x0=x0)
         return factorised_bernoulli(self._posterior_probability(x_t, x0, s=s, t=t))
 
     def averaged_posterior(
@@ -80,6 +92,7 @@ class BernoulliForward(AbstractForward):
         s: ArrayLike,
         t: ArrayLike,
     ) -> dist.Distribution:
+        self._check("averaged_posterior", {"s": s, "t": t}, x_t=x_t, x0_mean=x0_mean)
         del x0_variance  # a bit's mean says all of its law
         if_one = self._posterior_probability(x_t, jnp.ones_like(x0_mean), s=s, t=t)
         if_zero = self._posterior_probability(x_t, jnp.zeros_like(x0_mean), s=s, t=t)
@@ -114,6 +127,17 @@ class BernoulliForward(AbstractForward):
         if_one = self._probability_of(x_t, jnp.ones_like(x_t), signal, noise)
         if_zero = self._probability_of(x_t, jnp.zeros_like(x_t), signal, noise)
         return jnp.log(if_one) - jnp.log(if_zero)
+
+    def _check(self, method: str, times: dict[str, Any], **events: Array) -> None:
+        caller = f"BernoulliForward.{method}"
+        check_events(caller, {"rate": self.rate, **times}, **events)
+        for name, event in events.items():
+            known = None if is_traced(event) else np.asarray(event)
+            if known is not None and not np.all((known >= 0) & (known <= 1)):
+                raise ValueError(
+                    f"{caller}: {name} must hold bits, or their means in [0, 1], got "
+                    f"values from {known.min()} to {known.max()}."
+                )
 
     def _mix(self, x: Array, kept: Array, lost: Array) -> Float[Array, "*event"]:
         return kept * as_float(x) + lost * jnp.broadcast_to(self.rate, x.shape)

@@ -6,7 +6,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num
 from numpyro.distributions import constraints, kl_divergence
 
-from numpyro_diffusion.forward.base import AbstractForward
+from numpyro_diffusion.checks import checked_instance
+from numpyro_diffusion.forward.base import AbstractForward, check_events
 from numpyro_diffusion.forward.schedule import AbstractSchedule
 
 __all__ = ["GaussianForward", "factorised_normal"]
@@ -21,6 +22,15 @@ class GaussianForward(AbstractForward):
 
     schedule: AbstractSchedule
 
+    def __check_init__(self) -> None:
+        checked_instance(
+            "GaussianForward",
+            "schedule",
+            self.schedule,
+            AbstractSchedule,
+            "schedules.cosine()",
+        )
+
     @property
     def support(self) -> constraints.Constraint:
         return constraints.real
@@ -28,10 +38,12 @@ class GaussianForward(AbstractForward):
     def transition(
         self, x_s: Num[Array, "*event"], *, s: ArrayLike, t: ArrayLike
     ) -> dist.Distribution:
+        check_events("GaussianForward.transition", {"s": s, "t": t}, x_s=x_s)
         kept, beta = self.schedule.kept(s=s, t=t), self.schedule.beta(s=s, t=t)
         return factorised_normal(jnp.sqrt(kept) * x_s, beta)
 
     def marginal(self, x0: Num[Array, "*event"], t: ArrayLike) -> dist.Distribution:
+        check_events("GaussianForward.marginal", {"t": t}, x0=x0)
         return factorised_normal(
             jnp.sqrt(self.schedule.alpha_bar(t)) * x0, self.schedule.noise(t)
         )
@@ -57,6 +69,7 @@ class GaussianForward(AbstractForward):
         s: ArrayLike,
         t: ArrayLike,
     ) -> dist.Distribution:
+        check_events("GaussianForward.posterior", {"s": s, "t": t}, x_t=x_t, x0=x0)
         on_x0, on_x_t, variance = self.bridge_coefficients(s=s, t=t)
         return factorised_normal(on_x0 * x0 + on_x_t * x_t, variance)
 
@@ -69,6 +82,8 @@ class GaussianForward(AbstractForward):
         s: ArrayLike,
         t: ArrayLike,
     ) -> dist.Distribution:
+        caller = "GaussianForward.averaged_posterior"
+        check_events(caller, {"s": s, "t": t}, x_t=x_t, x0_mean=x0_mean)
         on_x0, on_x_t, variance = self.bridge_coefficients(s=s, t=t)
         return factorised_normal(
             on_x0 * x0_mean + on_x_t * x_t, variance + on_x0**2 * x0_variance

@@ -1,6 +1,7 @@
-"""What a forward process reads of a schedule; `schedules` makes them."""
+"""What a forward process reads of a schedule (`schedules` makes them), and when."""
 
 import abc
+from typing import SupportsIndex
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -9,7 +10,9 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-__all__ = ["AbstractSchedule"]
+from numpyro_diffusion.checks import checked_num_steps, checked_time
+
+__all__ = ["AbstractSchedule", "uniform_grid"]
 
 
 class AbstractSchedule(eqx.Module):
@@ -62,6 +65,8 @@ class AbstractSchedule(eqx.Module):
 
 
 def _check_order(schedule: AbstractSchedule, s: ArrayLike, t: ArrayLike) -> None:
+    for name, time in (("s", s), ("t", t)):
+        checked_time(type(schedule).__name__, name, time)
     if isinstance(s, Tracer) or isinstance(t, Tracer):
         return
     if np.any(np.asarray(s) > np.asarray(t)):
@@ -69,3 +74,14 @@ def _check_order(schedule: AbstractSchedule, s: ArrayLike, t: ArrayLike) -> None
             f"{type(schedule).__name__}: s must not be later than t, got "
             f"s={np.asarray(s)} and t={np.asarray(t)}; a step runs from t down to s."
         )
+
+
+def uniform_grid(num_steps: SupportsIndex) -> Float[Array, " num_times"]:
+    """The times `k / num_steps`, k = 0..num_steps, of a chain of `num_steps` steps.
+
+    Raises:
+        TypeError: `num_steps` is not an integer.
+        ValueError: It is not positive, or larger than any chain (`checks.MAX_NUM_STEPS`).
+    """
+    num_steps = checked_num_steps("uniform_grid", num_steps)
+    return jnp.arange(num_steps + 1) / num_steps

@@ -29,6 +29,7 @@ matching: Rozet et al. 2024, arXiv:2405.13712, generalised to any differentiable
 likelihood; $\psi$ as a twist: Wu et al. 2023, arXiv:2306.17775.
 """
 
+from numpyro_diffusion.checks import checked_instance
 from numpyro_diffusion.guidance.base import (
     AbstractGuidance,
     LogLikelihood,
@@ -104,4 +105,6 @@ def default_guidance(reverse: AbstractReverse) -> AbstractGuidance:
 
     `MomentMatching` over real numbers, `ValueTilt` where entries take few values.
     """
+    caller = "default_guidance"
+    checked_instance(caller, "reverse", reverse, AbstractReverse, "fit(...).reverse")
     return MomentMatching() if reverse.forward.values is None else ValueTilt()

@@ -4,6 +4,13 @@ import jax
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, Num
 
+from numpyro_diffusion.checks import (
+    checked_callable,
+    checked_grid,
+    checked_instance,
+    checked_key,
+    checked_shape,
+)
 from numpyro_diffusion.guidance.base import (
     AbstractGuidance,
     LogLikelihood,
@@ -37,6 +44,13 @@ def guided_sample(
 
     Error: the guidance's; more steps do not remove it.
     """
+    caller = "guided_sample"
+    checked_key(caller, "key", key)
+    checked_instance(caller, "reverse", reverse, AbstractReverse, "fit(...).reverse")
+    checked_instance(caller, "guidance", guidance, AbstractGuidance, "MomentMatching()")
+    checked_callable(caller, "log_likelihood", log_likelihood, "lambda stack: ...")
+    shape = checked_shape(caller, "shape", shape, 2)
+    checked_grid(caller, "grid", grid)
     start_key, steps_key = jax.random.split(key)
     _, proposal = guidance.start(reverse, log_likelihood, shape)
     x = draw_stack(start_key, proposal, shape)
@@ -54,5 +68,8 @@ def draw_stack(
     key: Array, laws: dist.Distribution, shape: tuple[int, ...]
 ) -> Num[Array, "P C *event"]:
     """One draw from each law of a stack."""
+    checked_key("draw_stack", "key", key)
+    checked_instance("draw_stack", "laws", laws, dist.Distribution, "normal_stack(...)")
+    shape = checked_shape("draw_stack", "shape", shape, 2)
     keys = jax.random.split(key, shape[:2])
     return over_stack(lambda law, key: law.sample(key))(laws, keys)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, Num
 
+from numpyro_diffusion.checks import checked_array, is_traced
 from numpyro_diffusion.guidance.base import (
     AbstractGuidance,
     LogLikelihood,
@@ -48,7 +49,8 @@ class DPS(AbstractGuidance):
 
     Raises:
         TypeError: The forward process is not Gaussian.
-        ValueError: `best` is neither one number nor one per problem.
+        ValueError: `best` or `step_size` is not finite, or `best` neither one number nor
+            one per problem.
         RuntimeError: While it runs: a log likelihood is larger than `best`, or no number.
 
     Source: Chung et al. 2023, arXiv:2209.14687, algorithm 1.
@@ -56,6 +58,14 @@ class DPS(AbstractGuidance):
 
     best: Float[Array, "*P"] | float
     step_size: float = 1.0
+
+    def __check_init__(self) -> None:
+        checked_array("DPS", "best", self.best)
+        checked_array("DPS", "step_size", self.step_size, shape="()", ndim=0)
+        if not is_traced(self.step_size) and abs(self.step_size) > 1e18:
+            raise ValueError(
+                f"DPS: step_size must be at most 1e18, got {self.step_size}."
+            )
 
     def start(
         self,

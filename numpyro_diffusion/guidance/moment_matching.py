@@ -9,6 +9,11 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, Num
 
+from numpyro_diffusion.checks import (
+    checked_instance,
+    checked_integer,
+    checked_share,
+)
 from numpyro_diffusion.guidance.base import (
     AbstractGuidance,
     LogLikelihood,
@@ -65,6 +70,12 @@ class Isotropic(AbstractCovariance):
 
     error: DenoisingError | None = None
 
+    def __check_init__(self) -> None:
+        if self.error is not None:
+            checked_instance(
+                "Isotropic", "error", self.error, DenoisingError, "denoising_error(...)"
+            )
+
     def step(
         self,
         reverse: AbstractReverse,
@@ -93,13 +104,16 @@ class Tweedie(AbstractCovariance):
     application is one Jacobian-vector product of the network.
 
     Attributes:
-        latest: Times above it use the covariance at it: at t = 1 the formula is a ratio
-            of two vanishing numbers.
+        latest: Times above it use the covariance at it, in (0, 1): at t = 1 the formula
+            is a ratio of two vanishing numbers.
 
     Source: Efron 2011, doi:10.1198/jasa.2011.tm11181 (second-order Tweedie formula).
     """
 
     latest: float = 0.99
+
+    def __check_init__(self) -> None:
+        checked_share("Tweedie", "latest", self.latest, ends_allowed=False)
 
     def step(
         self,
@@ -114,7 +128,8 @@ class Tweedie(AbstractCovariance):
         scale = schedule.noise(capped) / jnp.sqrt(schedule.alpha_bar(capped))
 
         def denoise(x: Array) -> tuple[Array, dist.Distribution]:
-            return step_stack(reverse, x, capped, s)
+            # Above the cap the law of this step is not used.
+            return step_stack(reverse, x, capped, jnp.minimum(s, capped))
 
         x0_hat, jvp, law = jax.linearize(denoise, x_t, has_aux=True)
         # One evaluation serves for both, but for the few steps above the cap.
@@ -137,9 +152,8 @@ class MomentMatching(AbstractGuidance):
     local one, is found by Newton's method; each step solves
     $(V^{-1} + H)\, \Delta = b$ without matrices, by conjugate gradients preconditioned
     with V: as many iterations as H has distinct eigenvalues when V is isotropic (two for
-    inpainting). H is the Fisher
-    information where the observed distribution has one that `fisher` knows, else minus
-    the Hessian of the log likelihood.
+    inpainting). H is the Fisher information where the observed distribution has one that
+    `fisher` knows, else minus the Hessian of the log likelihood.
 
     For likelihoods that are quadratic in x one Newton step is exact, and one is taken. For
     others, steps that overshoot are halved, and Newton goes on until its quadratic model
@@ -163,14 +177,15 @@ class MomentMatching(AbstractGuidance):
         determinant: Whether the twist has its factor $\det(I + H V)^{-1/2}$. It depends on
             x_t if V does, as Tweedie's, and above all on other latents, such as an unknown
             noise scale: without it particles with the least noise win each resampling.
-            Exact if H is diagonal and V isotropic, if H couples no copies of small
-            events, or has at most 32 eigenvalues that are not zero; else up to what a few
-            random probes leave. It costs products with H, and with V if that is not
-            isotropic: as many as an event has entries, 32 at most, and four times
-            `max_iterations` where H has no structure; nothing where no twist is asked
-            for, as in `handlers.guide`. None is True, but for `ExpectedGuide`, which
-            leaves it out: the derivative is known only where H is diagonal or has small
-            blocks, and is not a number elsewhere.
+            Exact if H couples no copies of events of at most 32 entries, or has at most 32
+            eigenvalues that are not zero, and for isotropic V also if H is diagonal, or
+            the same for all particles up to a factor; else up to what a few random signs
+            leave. It costs products with H, and with V if that is not isotropic: as many
+            as an event has entries, 32 at most, and four times `max_iterations` where H
+            has no structure; nothing where no twist is asked for, as in `handlers.guide`.
+            None is True, but for `ExpectedGuide`, which leaves it out: the derivative is
+            known only where H is diagonal or has small blocks, and is not a number
+            elsewhere.
 
     Source: Rozet et al. 2024, arXiv:2405.13712, for Gaussian likelihoods.
     """
@@ -180,6 +195,20 @@ class MomentMatching(AbstractGuidance):
     tolerance: float = 1e-4
     max_newton: int = 10
     determinant: bool | None = None
+
+    def __check_init__(self) -> None:
+        caller = "MomentMatching"
+        checked_instance(
+            caller, "covariance", self.covariance, AbstractCovariance, "Isotropic()"
+        )
+        checked_integer(caller, "max_iterations", self.max_iterations)
+        checked_integer(caller, "max_newton", self.max_newton, 0)
+        checked_share(caller, "tolerance", self.tolerance)
+        if self.determinant not in (None, True, False):
+            raise TypeError(
+                f"{caller}: determinant must be True, False or None, got "
+                f"{self.determinant!r}."
+            )
 
     def start(
         self,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, Num
 
+from numpyro_diffusion.checks import checked_instance
 from numpyro_diffusion.guidance.base import (
     AbstractGuidance,
     LogLikelihood,
@@ -102,6 +103,13 @@ class ExpectedGuide(AbstractGuide):
     matching: MomentMatching = MomentMatching()
 
     def __check_init__(self) -> None:
+        checked_instance(
+            "ExpectedGuide",
+            "matching",
+            self.matching,
+            MomentMatching,
+            "MomentMatching()",
+        )
         if self.matching.determinant:
             raise ValueError(
                 "ExpectedGuide: matching must have determinant=False, got True: a guide "
@@ -138,6 +146,11 @@ class MeanShift(AbstractGuidance):
     """
 
     guide: AbstractGuide = ConstantGuide()
+
+    def __check_init__(self) -> None:
+        checked_instance(
+            "MeanShift", "guide", self.guide, AbstractGuide, "ConstantGuide()"
+        )
 
     def start(
         self,
@@ -210,6 +223,11 @@ class Product(AbstractGuidance):
     """
 
     guide: AbstractGuide = ConstantGuide()
+
+    def __check_init__(self) -> None:
+        checked_instance(
+            "Product", "guide", self.guide, AbstractGuide, "ConstantGuide()"
+        )
 
     def start(
         self,

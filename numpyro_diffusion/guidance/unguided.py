@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, Num
 
+from numpyro_diffusion.checks import checked_real
 from numpyro_diffusion.guidance.base import (
     AbstractGuidance,
     LogLikelihood,
@@ -33,9 +34,17 @@ class Unguided(AbstractGuidance):
             None for no twist before the data. Where the likelihood is exactly zero, or no
             number, the twist is one: particles that may still come right are not killed
             before the data.
+
+    Raises:
+        TypeError: `power` is neither None nor a number.
+        ValueError: It is negative or not finite.
     """
 
     power: float | None = eqx.field(static=True, default=1.0)
+
+    def __check_init__(self) -> None:
+        if self.power is not None and checked_real("Unguided", "power", self.power) < 0:
+            raise ValueError(f"Unguided: power must not be negative, got {self.power}.")
 
     def start(
         self,

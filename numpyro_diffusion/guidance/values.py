@@ -11,9 +11,16 @@ and the twist is $p(y | \hat x)$ times the product of the sums.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, Num
 
+from numpyro_diffusion.checks import (
+    checked_array,
+    checked_callable,
+    checked_instance,
+    is_traced,
+)
 from numpyro_diffusion.forward import AbstractForward
 from numpyro_diffusion.guidance.base import (
     AbstractGuidance,
@@ -76,6 +83,7 @@ def likeliest(
     forward: AbstractForward, mean: Float[Array, "P C *mean"]
 ) -> Num[Array, "P C *event"]:
     """The likeliest value of each entry of a stack of means."""
+    _check_means("likeliest", forward, mean)
     logits = over_stack(forward.log_probabilities)(mean)
     return jnp.asarray(forward.values)[jnp.argmax(logits, axis=-1)]
 
@@ -98,6 +106,10 @@ def tilted_values(
     Returns:
         The tilted means, and the log of the expected likelihood of each problem.
     """
+    _check_means("tilted_values", forward, mean)
+    checked_callable(
+        "tilted_values", "log_likelihood", log_likelihood, "lambda stack: ..."
+    )
     assert forward.values is not None  # told by the callers
     values = jnp.asarray(forward.values)
     logits = over_stack(forward.log_probabilities)(mean)
@@ -121,3 +133,18 @@ def tilted_values(
     log_mean = jax.nn.logsumexp(tilted, axis=-1)
     total = jnp.sum(log_mean, axis=tuple(range(1, log_mean.ndim)))
     return over_stack(forward.mean_of)(tilted), finite(here + total)
+
+
+def _check_means(caller: str, forward: AbstractForward, mean: Array) -> None:
+    example = "BernoulliForward(schedule)"
+    checked_instance(caller, "forward", forward, AbstractForward, example)
+    checked_array(caller, "mean", mean)
+    if forward.values is not None and not is_traced(mean):
+        # Means of values, or probabilities.
+        low, high = min(0.0, forward.values.min()), max(1.0, forward.values.max())
+        known = np.asarray(mean)
+        if not np.all((known >= low) & (known <= high)):
+            raise ValueError(
+                f"{caller}: mean must lie in [{low:g}, {high:g}], got values from "
+                f"{known.min()} to {known.max()}."
+            )

@@ -20,13 +20,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
+from numpyro_diffusion.checks import checked_callable, checked_key
 from numpyro_diffusion.guidance import (
     AbstractGuidance,
     LogLikelihood,
     ModelLikelihood,
 )
 from numpyro_diffusion.infer.resampling import effective_sample_size
-from numpyro_diffusion.infer.smc import Particles, ParticleSweep
+from numpyro_diffusion.infer.smc import Particles, ParticleSweep, checked_trajectory
 from numpyro_diffusion.reverse import AbstractReverse
 
 __all__ = ["ConditionalDraw", "conditional_smc"]
@@ -74,6 +75,11 @@ def conditional_smc(
     Returns:
         The new trajectory; the given one if no particle has any weight.
     """
+    checked_key("conditional_smc", "key", key)
+    checked_trajectory("conditional_smc", path, grid)
+    checked_callable(
+        "conditional_smc", "log_likelihood", log_likelihood, "lambda stack: ..."
+    )
     start_key, steps_key, choice_key = jax.random.split(key, 3)
     sweep = ParticleSweep(
         reverse,

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from numpyro_diffusion.checks import checked_integer
+from numpyro_diffusion.checks import checked_instance, checked_integer, checked_key
 from numpyro_diffusion.infer._found import warn_undefined
 from numpyro_diffusion.infer.twisted_smc import (
     TwistedSMC,
@@ -40,6 +40,13 @@ def evidence_trace(posterior: TwistedSMCPosterior) -> Any:
     """
     import xarray as xr
 
+    checked_instance(
+        "evidence_trace",
+        "posterior",
+        posterior,
+        TwistedSMCPosterior,
+        "TwistedSMC(model).run(key)",
+    )
     num_times, num_problems = posterior.ess.shape
     last = np.zeros((1, num_problems), bool)
     resampled = np.concatenate([np.asarray(posterior.resampled), last])
@@ -81,6 +88,8 @@ def evidence_runs(
     import xarray as xr
 
     num_runs = checked_integer("evidence_runs", "num_runs", num_runs, 2)
+    checked_key("evidence_runs", "key", key)
+    checked_instance("evidence_runs", "smc", smc, TwistedSMC, "TwistedSMC(model)")
     # A run that finds nothing is an estimate like others: zero.
     runs = [
         unchecked_run(smc, one, args, kwargs) for one in jax.random.split(key, num_runs)

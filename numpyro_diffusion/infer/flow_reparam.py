@@ -33,6 +33,11 @@ from numpyro.distributions import biject_to
 from numpyro.distributions.distribution import MaskedDistribution
 from numpyro.infer.reparam import Reparam
 
+from numpyro_diffusion.checks import (
+    checked_callable,
+    checked_instance,
+    checked_integer,
+)
 from numpyro_diffusion.model.messengers import unwrapped
 from numpyro_diffusion.model.sites import traced
 from numpyro_diffusion.prior import DiffusionPrior
@@ -95,10 +100,10 @@ class FlowReparam(Reparam):
     def __init__(
         self, num_steps: int = 20, *, solver: diffrax.AbstractERK | None = None
     ) -> None:
-        if not isinstance(num_steps, int) or num_steps < 1:
-            raise ValueError(
-                f"FlowReparam: num_steps must be a positive integer, got {num_steps!r}."
-            )
+        try:
+            num_steps = checked_integer("FlowReparam", "num_steps", num_steps)
+        except TypeError as error:
+            raise ValueError(str(error)) from None
         if solver is not None and not isinstance(solver, diffrax.AbstractERK):
             raise TypeError(
                 "FlowReparam: solver must be an explicit Runge-Kutta method of diffrax, "
@@ -202,7 +207,11 @@ def reparam_diffusion(model: Callable, reparam: FlowReparam | None = None) -> Ca
         ValueError: When run: a diffusion site's prior is masked, or the site has a value
             without being observed.
     """
+    checked_callable("reparam_diffusion", "model", model, "a NumPyro model")
     reparam = FlowReparam() if reparam is None else reparam
+    checked_instance(
+        "reparam_diffusion", "reparam", reparam, FlowReparam, "FlowReparam()"
+    )
     return handlers.reparam(model, config=_LatentDiffusionSites(reparam))
 
 

@@ -24,7 +24,7 @@ from numpyro_diffusion.guidance import (
 from numpyro_diffusion.infer._found import check_start
 from numpyro_diffusion.infer.conditional import conditional_smc
 from numpyro_diffusion.infer.path_refresh import refresh_path
-from numpyro_diffusion.model.checks import check_all_given
+from numpyro_diffusion.model.checks import check_all_given, check_model
 from numpyro_diffusion.model.problem import (
     Problem,
     chosen_sites,
@@ -131,6 +131,7 @@ class ParticleGibbs(MCMCKernel):
         guidance: AbstractGuidance | None = None,
         resample_below: float = 0.5,
     ) -> None:
+        check_model(_CALLER, model, site)
         # One particle is the current trajectory.
         num_particles = checked_integer(_CALLER, "num_particles", num_particles, 2)
         resample_below = checked_share(_CALLER, "resample_below", resample_below)

@@ -19,9 +19,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
 
+from numpyro_diffusion.checks import checked_instance, checked_integer, checked_key
 from numpyro_diffusion.forward import noising_path
 from numpyro_diffusion.guidance import over_stack
 from numpyro_diffusion.infer.resampling import defined
+from numpyro_diffusion.infer.smc import checked_trajectory
 from numpyro_diffusion.reverse import AbstractReverse
 
 __all__ = ["RefreshedPath", "refresh_path"]
@@ -59,7 +61,12 @@ def refresh_path(
     Raises:
         ValueError: The last step of the reverse process has no width.
     """
-    reverse.check_width("refresh_path")
+    caller = "refresh_path"
+    checked_key(caller, "key", key)
+    checked_instance(caller, "reverse", reverse, AbstractReverse, "fit(...).reverse")
+    checked_trajectory(caller, path, grid)
+    num_paths = checked_integer(caller, "num_paths", num_paths)
+    reverse.check_width(caller)
     noise_key, choice_key = jax.random.split(key)
     keys = jax.random.split(noise_key, (num_paths - 1, *path.shape[1:3]))
     noising = lambda key, x0: noising_path(key, reverse.forward, x0, grid)

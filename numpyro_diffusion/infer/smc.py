@@ -32,6 +32,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num, PyTree
 
+from numpyro_diffusion.checks import (
+    checked_array,
+    checked_callable,
+    checked_grid,
+    checked_instance,
+    checked_integer,
+    checked_share,
+)
 from numpyro_diffusion.guidance import (
     AbstractGuidance,
     LogLikelihood,
@@ -54,6 +62,7 @@ __all__ = [
     "ParticleSweep",
     "Particles",
     "StepRecord",
+    "checked_trajectory",
 ]
 
 
@@ -109,8 +118,10 @@ class ParticleSweep(eqx.Module):
             number; None for all.
 
     Raises:
-        ValueError: Laws of the reverse process, or those proposed, have no width near the
-            data, since its denoising error was not measured.
+        TypeError: An argument is of another kind.
+        ValueError: A number is out of range; or laws of the reverse process, or those
+            proposed, have no width near the data, since its denoising error was not
+            measured.
     """
 
     reverse: AbstractReverse
@@ -124,6 +135,22 @@ class ParticleSweep(eqx.Module):
     )
 
     def __check_init__(self) -> None:
+        caller = "ParticleSweep"
+        example = "fit(...).reverse"
+        checked_instance(caller, "reverse", self.reverse, AbstractReverse, example)
+        example = "guidance.MomentMatching()"
+        checked_instance(caller, "guidance", self.guidance, AbstractGuidance, example)
+        example = "lambda stack, others: ..."
+        checked_callable(caller, "log_likelihood", self.log_likelihood, example)
+        if self.expected is not None:
+            checked_callable(caller, "expected", self.expected, example)
+        num = checked_integer(caller, "num_particles", self.num_particles)
+        checked_share(caller, "resample_below", self.resample_below)
+        batch = self.batch_size
+        if batch is not None and num % checked_integer(caller, "batch_size", batch):
+            raise ValueError(
+                f"{caller}: batch_size must divide num_particles={num}, got {batch}."
+            )
         self.guidance.check_reverse(self.reverse, "ParticleSweep", weighed=True)
 
     def start(
@@ -262,6 +289,24 @@ class ParticleSweep(eqx.Module):
         keys = jax.random.split(key, log_weights.shape[1])
         out_axes = (1, StepRecord(1, 0, 0, 0))  # pyright: ignore[reportArgumentType]
         return jax.vmap(one, (0, 1), out_axes)(keys, log_weights)
+
+
+def checked_trajectory(caller: str, path: Any, grid: Any) -> None:
+    """Refuse trajectories that are no stacks at the times of a grid.
+
+    Raises:
+        TypeError: One of them is not an array of real numbers.
+        ValueError: `grid` does not increase from 0 to 1, or `path` is not finite or has
+            not as many stacks as there are times.
+    """
+    checked_grid(caller, "grid", grid)
+    shape = "(num_times, num_problems, num_copies, *event)"
+    checked_array(caller, "path", path, shape=shape, least_ndim=3)
+    if len(path) != len(grid):
+        raise ValueError(
+            f"{caller}: path must have {len(grid)} stacks, as many as the grid has times, "
+            f"got {len(path)}."
+        )
 
 
 def _weighed(particles: Particles, log_weights: Float[Array, "num P"]) -> Particles:

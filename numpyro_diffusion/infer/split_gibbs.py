@@ -36,6 +36,7 @@ from numpyro.infer.hmc import HMC
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
 
+from numpyro_diffusion.checks import checked_callable, checked_positive, checked_share
 from numpyro_diffusion.infer._relaxed import (
     Relaxed,
     checked_sites,
@@ -151,16 +152,16 @@ class SplitGibbs(MCMCKernel):
         annealing: float = 0.5,
         inner: Callable[[Callable], HMC] = NUTS,
     ) -> None:
-        if not rho > 0.0:
-            raise ValueError(f"SplitGibbs: rho must be positive, got {rho}.")
-        if initial_rho is not None and not initial_rho >= rho:
+        checked_callable("SplitGibbs", "model", model, "a NumPyro model")
+        checked_callable("SplitGibbs", "inner", inner, "NUTS", classes=True)
+        rho = checked_positive("SplitGibbs", "rho", rho)
+        if initial_rho is not None:
+            initial_rho = checked_positive("SplitGibbs", "initial_rho", initial_rho)
+        if initial_rho is not None and initial_rho < rho:
             raise ValueError(
                 f"SplitGibbs: initial_rho must be at least rho={rho}, got {initial_rho}."
             )
-        if not 0.0 <= annealing <= 1.0:
-            raise ValueError(
-                f"SplitGibbs: annealing must lie in [0, 1], got {annealing}."
-            )
+        annealing = checked_share("SplitGibbs", "annealing", annealing)
         self._model = model
         self._rho, self._initial_rho = rho, initial_rho
         self._annealing = annealing
@@ -264,10 +265,11 @@ class SplitGibbs(MCMCKernel):
         free = free_latents(self._model, args, kwargs)
         check_start(given, {n: v.shape for n, v in free.items()}, "SplitGibbs")
         rho = jnp.asarray(self._start_rho)
+        called = "rho" if self._start_rho == self._rho else "initial_rho"
         x, relaxed, widths = {}, {}, {}
         for i, (name, site) in enumerate(sites.items()):
             prior, shape = unwrapped(site["fn"]), jnp.shape(site["value"])
-            rho = checked_width(prior.reverse, rho)
+            rho = checked_width(prior.reverse, rho, f"SplitGibbs: {called}")
             drawn_key = jax.random.fold_in(value_key, i)
             if name in given:
                 x[name] = jnp.asarray(given[name], site["value"].dtype)

@@ -9,6 +9,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
+from numpyro_diffusion.checks import (
+    checked_grid,
+    checked_instance,
+    checked_key,
+    checked_shape,
+)
 from numpyro_diffusion.infer.resampling import (
     effective_sample_size,
     founders_variance,
@@ -74,6 +80,10 @@ def run_sweep(
 
     Source: Wu et al. 2023, arXiv:2306.17775, algorithm 1.
     """
+    checked_key("run_sweep", "key", key)
+    checked_instance("run_sweep", "sweep", sweep, ParticleSweep, "ParticleSweep(...)")
+    shape = checked_shape("run_sweep", "shape", shape, 2)
+    checked_grid("run_sweep", "grid", grid)
     start_key, steps_key = jax.random.split(key)
     keys = jax.random.split(steps_key, len(grid) - 1)
     start = sweep.start(start_key, shape, others)

@@ -16,7 +16,7 @@ import math
 import numpy as np
 from jax.typing import ArrayLike
 
-from numpyro_diffusion.checks import checked_integer, checked_share
+from numpyro_diffusion.checks import checked_array, checked_integer, checked_share
 
 __all__ = ["particles_needed"]
 
@@ -52,7 +52,13 @@ def particles_needed(moved: ArrayLike, num_particles: int, target: float = 0.9) 
         "particles_needed", "num_particles", num_particles, 2
     )
     target = checked_share("particles_needed", "target", target, ends_allowed=False)
+    checked_array("particles_needed", "moved", moved, least_ndim=1)
     moves = np.asarray(moved, float)
+    if np.any((moves < 0.0) | (moves > 1.0)):
+        raise ValueError(
+            "particles_needed: moved must lie in [0, 1], got values from "
+            f"{moves.min()} to {moves.max()}."
+        )
     shares = np.atleast_1d(np.mean(moves, axis=0))
     if np.any(shares == 0.0):
         raise ValueError(

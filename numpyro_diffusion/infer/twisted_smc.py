@@ -26,7 +26,7 @@ from numpyro_diffusion.infer._smc_programs import (
     run_whole,
     run_with_bar,
 )
-from numpyro_diffusion.model.checks import check_observations
+from numpyro_diffusion.model.checks import check_model, check_observations
 from numpyro_diffusion.model.sites import named_dims, observed_values, traced
 
 __all__ = ["TwistedSMC", "TwistedSMCPosterior", "unchecked_run"]
@@ -105,6 +105,7 @@ class TwistedSMC:
         batch_size: SupportsIndex | None = None,
         progress_bar: bool = False,
     ) -> None:
+        check_model(_CALLER, model, site)
         num_particles = checked_integer(_CALLER, "num_particles", num_particles, 2)
         if batch_size is not None:
             batch_size = checked_integer(_CALLER, "batch_size", batch_size)

@@ -12,7 +12,30 @@ from numpyro.distributions.distribution import MaskedDistribution
 
 from numpyro_diffusion.model.private import mask_of
 
-__all__ = ["check_all_given", "check_drawable", "check_observations", "check_start"]
+__all__ = [
+    "check_all_given",
+    "check_drawable",
+    "check_model",
+    "check_observations",
+    "check_start",
+]
+
+
+def check_model(caller: str, model: Any, site: Any) -> None:
+    """Refuse a model that cannot be called, and names of sites that are none.
+
+    Raises:
+        TypeError: `model` is no function, or `site` not a name, names or None.
+    """
+    if not callable(model) or isinstance(model, type):
+        raise TypeError(
+            f"{caller}: model must be a function, as a NumPyro model, got {model!r}."
+        )
+    several = site if isinstance(site, list | tuple) else [site]
+    if site is not None and not all(isinstance(name, str) for name in several):
+        raise TypeError(
+            f"{caller}: site must be a name, a list of names or None, got {site!r}."
+        )
 
 
 def check_all_given(

@@ -27,7 +27,7 @@ from jaxtyping import Array, Float, Num
 from numpyro.distributions.distribution import MaskedDistribution
 from numpyro.handlers import seed, substitute
 
-from numpyro_diffusion.model.checks import check_observations
+from numpyro_diffusion.model.checks import check_model, check_observations
 from numpyro_diffusion.model.fisher import divergence
 from numpyro_diffusion.model.messengers import (
     OmitPrior,
@@ -66,6 +66,7 @@ class Likelihood:
         dtype: Its dtype.
 
     Raises:
+        TypeError: An argument is of another kind.
         ValueError: The site is not a latent of the model, other latents have no value,
             the site's prior is scaled or masked, the model has a subsampled plate, or
             data that no mask hides are not numbers.
@@ -79,6 +80,17 @@ class Likelihood:
         kwargs: Mapping[str, Any] | None = None,
         others: Mapping[str, Array] | None = None,
     ) -> None:
+        check_model("Likelihood", model, None)
+        if not isinstance(site, str):
+            raise TypeError(f"Likelihood: site must be a name, got {site!r}.")
+        if not isinstance(args, tuple | list):
+            raise TypeError(f"Likelihood: args must be a tuple, got {args!r}.")
+        for name, values in (("kwargs", kwargs), ("others", others)):
+            if values is not None and not isinstance(values, Mapping):
+                raise TypeError(
+                    f"Likelihood: {name} must be a mapping of names to values, got "
+                    f"{values!r}."
+                )
         self._model, self._site = model, site
         self._inputs = tuple(args), dict(kwargs or {}), dict(others or {})
         sites = self._checked_sites()

@@ -1,6 +1,6 @@
 """Checks of arguments and the few steps that every network shares."""
 
-import numbers
+import math
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -8,6 +8,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from numpyro_diffusion.checks import LARGEST, checked_integer
 
 _Module = TypeVar("_Module")
 
@@ -21,11 +23,12 @@ def positive_int(owner: str, name: str, value: int) -> int:
         value: What came.
 
     Raises:
-        ValueError: If `value` is not an integer of at least 1.
+        ValueError: If `value` is not an integer of at least 1, or larger than any array.
     """
-    if not isinstance(value, numbers.Integral) or value < 1:
-        raise ValueError(f"{owner}: {name} must be a positive integer, got {value!r}.")
-    return int(value)
+    try:
+        return checked_integer(owner, name, value)
+    except TypeError as error:
+        raise ValueError(str(error)) from None
 
 
 def positive_ints(owner: str, name: str, values: Sequence[int]) -> tuple[int, ...]:
@@ -37,14 +40,36 @@ def positive_ints(owner: str, name: str, values: Sequence[int]) -> tuple[int, ..
         values: What came; a list is welcome, since JSON knows no tuples.
 
     Raises:
-        ValueError: If an entry is not an integer of at least 1.
+        ValueError: If an entry is not an integer of at least 1, or their product is larger
+            than any array.
     """
-    for value in values:
-        if not isinstance(value, numbers.Integral) or value < 1:
-            raise ValueError(
-                f"{owner}: {name} must hold positive integers, got {tuple(values)}."
-            )
-    return tuple(int(value) for value in values)
+    try:
+        found = tuple(checked_integer(owner, name, value) for value in tuple(values))
+    except (TypeError, ValueError):
+        found = None
+    if found is None or math.prod(found) > LARGEST:
+        got = tuple(values) if isinstance(values, list | tuple) else repr(values)
+        raise ValueError(f"{owner}: {name} must hold positive integers, got {got}.")
+    return found
+
+
+def check_size(owner: str, numbers: int, /, **names: int) -> None:
+    """Refuse layers of more numbers than an array can have.
+
+    Args:
+        owner: Class that is being built, for the message.
+        numbers: Numbers in its largest array.
+        names: The arguments that make up the size, for the message.
+
+    Raises:
+        ValueError: It is more than JAX can count.
+    """
+    if numbers > LARGEST:
+        listed = ", ".join(f"{name}={value}" for name, value in names.items())
+        raise ValueError(
+            f"{owner}: {' and '.join(names)} must make arrays of at most {LARGEST} "
+            f"numbers, got {numbers} with {listed}."
+        )
 
 
 def image_shape(owner: str, event_shape: Sequence[int]) -> tuple[int, ...]:

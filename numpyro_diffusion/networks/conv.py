@@ -18,7 +18,8 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from numpyro_diffusion.networks._common import positive_int
+from numpyro_diffusion.checks import checked_key
+from numpyro_diffusion.networks._common import check_size, positive_int
 
 
 def conv_lax(
@@ -170,6 +171,14 @@ class Conv(eqx.Module):
         if kernel_size % 2 == 0:
             raise ValueError(f"Conv: kernel_size must be odd, got {kernel_size}.")
         shape = (kernel_size, kernel_size, in_channels, out_channels)
+        check_size(
+            "Conv",
+            math.prod(shape),
+            in_channels=in_channels,
+            out_channels=out_channels,
+            kernel_size=kernel_size,
+        )
+        checked_key("Conv", "key", key)
         bound = 1 / math.sqrt(kernel_size**2 * in_channels)
         weight_key, bias_key = jr.split(key)
         # Drawn flat: a draw with four axes takes five times as long to compile, and

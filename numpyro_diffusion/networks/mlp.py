@@ -15,8 +15,10 @@ import jax
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from numpyro_diffusion.checks import checked_key
 from numpyro_diffusion.networks._common import (
     check_event,
+    check_size,
     dense,
     positive_int,
     positive_ints,
@@ -98,6 +100,10 @@ class MLP(eqx.Module):
         self.depth = positive_int("MLP", "depth", depth)
         self.time_width = positive_int("MLP", "time_width", time_width)
         size = math.prod(self.event_shape)
+        widest = width * max(size, width, time_width)
+        check_size("MLP", widest, event_shape=size, width=width, time_width=time_width)
+        check_size("MLP", depth * widest, depth=depth, width=width)
+        checked_key("MLP", "key", key)
         embed_key, first_key, last_key, *block_keys = jr.split(key, 3 + depth)
         self.embed = TimeEmbedding(time_width, key=embed_key)
         self.first = eqx.nn.Linear(size, width, key=first_key)

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from numpyro_diffusion.networks._common import dense, positive_int
+from numpyro_diffusion.checks import checked_key, checked_real
+from numpyro_diffusion.networks._common import check_size, dense, positive_int
 
 
 class TimeEmbedding(eqx.Module):
@@ -65,12 +66,28 @@ class TimeEmbedding(eqx.Module):
         self.num_frequencies = positive_int(
             "TimeEmbedding", "num_frequencies", num_frequencies
         )
+        max_frequency = checked_real(
+            "TimeEmbedding", "max_frequency", max_frequency, finite=False
+        )
         if not (math.isfinite(max_frequency) and max_frequency >= 1):
             raise ValueError(
                 "TimeEmbedding: max_frequency must be finite and at least 1, got "
                 f"{max_frequency}."
             )
         self.max_frequency = float(max_frequency)
+        if max_frequency > 1e37:
+            raise ValueError(
+                "TimeEmbedding: max_frequency must be at most 1e37, which single precision "
+                f"holds, got {max_frequency}."
+            )
+        widest = self.width * max(2 * self.num_frequencies, self.width)
+        check_size(
+            "TimeEmbedding",
+            widest,
+            width=self.width,
+            num_frequencies=self.num_frequencies,
+        )
+        checked_key("TimeEmbedding", "key", key)
         hidden_key, out_key = jr.split(key)
         self.hidden = eqx.nn.Linear(2 * self.num_frequencies, width, key=hidden_key)
         self.out = eqx.nn.Linear(width, width, key=out_key)

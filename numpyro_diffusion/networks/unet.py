@@ -18,8 +18,10 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from numpyro_diffusion.checks import checked_key
 from numpyro_diffusion.networks._common import (
     check_event,
+    check_size,
     image_shape,
     mean_pool,
     positive_int,
@@ -222,6 +224,7 @@ class UNet(eqx.Module):
         self.attention = bool(attention)
         self.time_width = positive_int("UNet", "time_width", time_width)
         self._check()
+        checked_key("UNet", "key", key)
 
         embed_key, first_key, down_key, bottom_key, attend_key, up_key, last_key = (
             jr.split(key, 7)
@@ -263,6 +266,10 @@ class UNet(eqx.Module):
                 f"UNet: width must be a multiple of groups = {self.groups}, got "
                 f"{self.width}."
             )
+        widest = self.width * max(self.multipliers)
+        size = max(18 * widest * self.num_blocks, self.time_width) * widest
+        numbers = {"width": self.width, "num_blocks": self.num_blocks}
+        check_size("UNet", size, **numbers, time_width=self.time_width)
 
     def _stage(
         self, in_channels: int, out_channels: int, *, key: PRNGKeyArray

@@ -28,6 +28,11 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num
 
+from numpyro_diffusion.checks import (
+    checked_callable,
+    checked_instance,
+    checked_integer,
+)
 from numpyro_diffusion.forward import (
     AbstractForward,
     as_float,
@@ -93,8 +98,21 @@ class KernelReverse(AbstractTrainableReverse):
         learned_last_step: bool = False,
         error: DenoisingError | None = None,
     ) -> None:
+        caller = "KernelReverse"
+        checked_instance(
+            caller, "forward", forward, AbstractForward, "GaussianForward(schedule)"
+        )
+        checked_callable(caller, "network", network, "paper2015.networks.RBFNet(...)")
+        num_steps = checked_integer(caller, "num_steps", num_steps)
+        if error is not None:
+            checked_instance(
+                caller, "error", error, DenoisingError, "denoising_error(...)"
+            )
         if readout is None:
             readout = BitReadout() if is_of_bits(forward) else SquareRootReadout()
+        checked_instance(
+            caller, "readout", readout, AbstractReadout, "SquareRootReadout()"
+        )
         if not readout.fits(forward):
             raise TypeError(
                 f"KernelReverse: {type(readout).__name__} does not fit "

@@ -30,6 +30,13 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from numpyro_diffusion.bound import NATS
+from numpyro_diffusion.checks import (
+    LARGEST,
+    checked_array,
+    checked_integer,
+    checked_real,
+    checked_width,
+)
 
 __all__ = ["BANDWIDTHS", "ParzenScore", "parzen_log_prob", "parzen_score"]
 
@@ -84,6 +91,8 @@ def parzen_score(
         ValueError: Event shapes differ, a set is empty (test: fewer than two) or has
             values that are not finite, or a bandwidth is not positive.
     """
+    unit = checked_width("parzen_score", "unit", unit)
+    checked_array("parzen_score", "test", test, finite=False, empty=True)
     if np.ndim(test) == 0 or np.shape(test)[0] < 2:
         raise ValueError(
             "parzen_score: test must hold at least two events, got shape "
@@ -131,6 +140,8 @@ def parzen_log_prob(
         ValueError: Event shapes differ, a set is empty or has values that are not
             finite, or the bandwidth is not positive.
     """
+    unit = checked_width("parzen_log_prob", "unit", unit)
+    checked_real("parzen_log_prob", "bandwidth", bandwidth, finite=False)
     candidates = _positive("parzen_log_prob", [bandwidth])
     logs = _log_probs(
         "parzen_log_prob", "events", events, samples, candidates, batch_size
@@ -146,6 +157,7 @@ def _log_probs(
     bandwidths: Float[np.ndarray, " num_bandwidths"],
     batch_size: int,
 ) -> Float[np.ndarray, "num_bandwidths num"]:
+    batch_size = checked_integer(function, "batch_size", batch_size, -LARGEST)
     x, s = _matrix(function, name, events), _matrix(function, "samples", samples)
     if np.shape(events)[1:] != np.shape(samples)[1:]:
         raise ValueError(
@@ -183,6 +195,7 @@ def _log_mean_window(
 def _matrix(
     function: str, name: str, events: ArrayLike
 ) -> Float[np.ndarray, "num dim"]:
+    checked_array(function, name, events, finite=False, empty=True)
     array = np.asarray(events, np.float64)
     if array.ndim == 0 or array.size == 0 or not np.all(np.isfinite(array)):
         raise ValueError(
@@ -195,10 +208,13 @@ def _matrix(
 def _positive(
     function: str, bandwidths: ArrayLike | Sequence[float]
 ) -> Float[np.ndarray, " num_bandwidths"]:
+    checked_array(function, "bandwidths", bandwidths, finite=False, empty=True)
     candidates = np.asarray(bandwidths, np.float64)
     good = np.isfinite(candidates) & (candidates > 0.0)
     if candidates.ndim != 1 or candidates.size == 0 or not np.all(good):
         raise ValueError(
             f"{function}: bandwidths must be positive and finite, got {bandwidths}."
         )
+    for sigma in candidates:
+        checked_width(function, "bandwidths", sigma)
     return candidates

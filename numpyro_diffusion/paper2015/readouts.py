@@ -14,6 +14,7 @@ import numpyro.distributions as dist
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from numpyro_diffusion.checks import checked_integer
 from numpyro_diffusion.forward import (
     AbstractForward,
     bernoulli_of_log_odds,
@@ -148,6 +149,9 @@ class ReferenceCodeReadout(AbstractReadout):
     """
 
     num_steps: int = eqx.field(static=True)
+
+    def __check_init__(self) -> None:
+        checked_integer("ReferenceCodeReadout", "num_steps", self.num_steps)
 
     def fits(self, forward: AbstractForward) -> bool:
         return forward.values is None

@@ -13,11 +13,19 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num
 
+from numpyro_diffusion.checks import (
+    checked_array,
+    checked_instance,
+    checked_weights,
+    is_traced,
+)
 from numpyro_diffusion.forward import BernoulliForward, GaussianForward
+from numpyro_diffusion.forward.base import check_events
 from numpyro_diffusion.reverse.base import AbstractReverse, ReverseStep
 
 __all__ = ["BinaryPatternsReverse", "GaussianReverse", "MixtureReverse"]
@@ -34,7 +42,10 @@ class GaussianReverse(AbstractReverse):
         covariance: Shape (dim, dim), symmetric and positive definite.
 
     Raises:
-        ValueError: The covariance has an eigenvalue that is not positive.
+        TypeError: An argument is of another kind.
+        ValueError: Mean or covariance are not finite or of these shapes, or the covariance
+            is not symmetric or has an eigenvalue that is not positive. Inside of `jit` only
+            shapes are known.
     """
 
     forward: GaussianForward
@@ -48,10 +59,25 @@ class GaussianReverse(AbstractReverse):
         mean: Float[Array, " dim"],
         covariance: Float[Array, "dim dim"],
     ) -> None:
+        caller = "GaussianReverse"
+        _check_forward(caller, forward, GaussianForward)
+        checked_array(caller, "mean", mean, shape="(dim,)", ndim=1)
+        dim = jnp.shape(mean)[0]
+        checked_array(caller, "covariance", covariance, finite=False)
+        _check_shapes(caller, covariance=(covariance, (dim, dim)))
+        if not is_traced(covariance) and not np.allclose(
+            covariance, np.transpose(covariance), rtol=1e-3, atol=1e-5, equal_nan=True
+        ):
+            raise ValueError(
+                f"GaussianReverse: covariance must be symmetric, got {covariance}."
+            )
         self.forward = forward
         self.mean = mean
-        self.eigenvalues, self.eigenvectors = jnp.linalg.eigh(covariance)
-        if not bool(jnp.all(self.eigenvalues > 0.0)):  # NaN fails as well
+        # Also inside of a traced model, where what is known can still be checked.
+        with jax.ensure_compile_time_eval():
+            self.eigenvalues, self.eigenvectors = jnp.linalg.eigh(covariance)
+        is_known = not is_traced(self.eigenvalues)
+        if is_known and not np.all(np.asarray(self.eigenvalues) > 0.0):  # NaN fails too
             raise ValueError(
                 "GaussianReverse: covariance must be positive definite, its smallest "
                 f"eigenvalue is {float(self.eigenvalues[0])}."
@@ -82,6 +108,7 @@ class GaussianReverse(AbstractReverse):
         )
 
     def denoise(self, x_t: Num[Array, " dim"], t: ArrayLike) -> Float[Array, " dim"]:
+        _check_event(self, x_t, t, self.mean)
         kept, noise = self.forward.schedule.alpha_bar(t), self.forward.schedule.noise(t)
         residual = self.eigenvectors.T @ (x_t - jnp.sqrt(kept) * self.mean)
         gain = jnp.sqrt(kept) * self.eigenvalues / (kept * self.eigenvalues + noise)
@@ -93,6 +120,7 @@ class GaussianReverse(AbstractReverse):
     def step(
         self, x_t: Num[Array, " dim"], *, t: ArrayLike, s: ArrayLike
     ) -> ReverseStep:
+        _check_times(self, x_t, t=t, s=s)
         on_x0, on_x_t, variance = self.forward.bridge_coefficients(s=s, t=t)
         spectrum = variance + on_x0**2 * self._denoising_eigenvalues(t)
         x0_hat = self.denoise(x_t, t)
@@ -118,13 +146,29 @@ class MixtureReverse(AbstractReverse):
         forward: The forward process.
         weights: Shape (num_components,), positive, summing to one.
         means: Shape (num_components, dim).
-        scales: Standard deviations, shape (num_components, dim).
+        scales: Standard deviations, shape (num_components, dim), positive.
+
+    Raises:
+        TypeError: An argument is of another kind.
+        ValueError: A shape is another one, or a number is out of range.
     """
 
     forward: GaussianForward
     weights: Float[Array, " num_components"]
     means: Float[Array, "num_components dim"]
     scales: Float[Array, "num_components dim"]
+
+    def __check_init__(self) -> None:
+        caller = "MixtureReverse"
+        _check_forward(caller, self.forward, GaussianForward)
+        checked_weights(caller, "weights", self.weights)
+        shape = "(num_components, dim)"
+        checked_array(caller, "means", self.means, shape=shape, ndim=2)
+        checked_array(caller, "scales", self.scales, shape=shape, ndim=2, above=0.0)
+        num, dim = len(self.weights), jnp.shape(self.means)[1]
+        _check_shapes(
+            caller, means=(self.means, (num, dim)), scales=(self.scales, (num, dim))
+        )
 
     def marginal(self, t: ArrayLike) -> dist.Distribution:
         """The exact law of x_t; at `t = 0` the law of the data."""
@@ -149,6 +193,7 @@ class MixtureReverse(AbstractReverse):
     def step(
         self, x_t: Num[Array, " dim"], *, t: ArrayLike, s: ArrayLike
     ) -> ReverseStep:
+        _check_times(self, x_t, t=t, s=s)
         on_x0, on_x_t, variance = self.forward.bridge_coefficients(s=s, t=t)
         log_weights, means, variances = self._given(x_t, t)
         law = _mixture(
@@ -164,6 +209,7 @@ class MixtureReverse(AbstractReverse):
 
     def _given(self, x_t: Array, t: ArrayLike) -> tuple[Array, Array, Array]:
         """Log weights, means and variances of the components of x_0 given x_t."""
+        _check_event(self, x_t, t, self.means[0])
         alpha = jnp.sqrt(self.forward.schedule.alpha_bar(t))
         noise, total = self.forward.schedule.noise(t), self._variances(t)
         residual = x_t[None, :] - alpha * self.means
@@ -185,11 +231,27 @@ class BinaryPatternsReverse(AbstractReverse):
         forward: The forward process.
         weights: Shape (num_patterns,), positive, summing to one.
         patterns: Zeros and ones, shape (num_patterns, dim).
+
+    Raises:
+        TypeError: An argument is of another kind.
+        ValueError: A shape is another one, the weights are not positive and one in all, or
+            a pattern has other entries.
     """
 
     forward: BernoulliForward
     weights: Float[Array, " num_patterns"]
     patterns: Float[Array, "num_patterns dim"]
+
+    def __check_init__(self) -> None:
+        caller = "BinaryPatternsReverse"
+        _check_forward(caller, self.forward, BernoulliForward)
+        checked_weights(caller, "weights", self.weights)
+        patterns = self.patterns
+        checked_array(caller, "patterns", patterns, shape="(num_patterns, dim)", ndim=2)
+        shape = (len(self.weights), jnp.shape(patterns)[1])
+        _check_shapes(caller, patterns=(patterns, shape))
+        if not is_traced(patterns):
+            self.forward.check(f"{caller}: patterns", np.asarray(patterns))
 
     def denoise(self, x_t: Num[Array, " dim"], t: ArrayLike) -> Float[Array, " dim"]:
         return jax.nn.softmax(self._log_weights(x_t, t)) @ self.patterns
@@ -202,6 +264,8 @@ class BinaryPatternsReverse(AbstractReverse):
     def step(
         self, x_t: Num[Array, " dim"], *, t: ArrayLike, s: ArrayLike
     ) -> ReverseStep:
+        _check_times(self, x_t, t=t, s=s)
+
         def bridge(pattern: Array) -> Array:
             law = self.forward.posterior(x_t, pattern, s=s, t=t)
             return law.mean
@@ -214,11 +278,36 @@ class BinaryPatternsReverse(AbstractReverse):
         return ReverseStep(jax.nn.softmax(log_weights) @ self.patterns, law)
 
     def _log_weights(self, x_t: Array, t: ArrayLike) -> Float[Array, " num_patterns"]:
+        _check_event(self, x_t, t, self.patterns[0])
+
         def log_likelihood(pattern: Array) -> Array:
             p = self.forward.marginal(pattern, t).mean
             return jnp.sum(jnp.log(jnp.where(x_t > 0.5, p, 1.0 - p)))
 
         return jnp.log(self.weights) + jax.vmap(log_likelihood)(self.patterns)
+
+
+def _check_forward(caller: str, forward: Any, kind: type) -> None:
+    checked_instance(caller, "forward", forward, kind, f"{kind.__name__}(schedule)")
+
+
+def _check_shapes(caller: str, **arrays: tuple[Any, tuple[int, ...]]) -> None:
+    """Refuse arrays, given with the shapes that they must have, of other shapes."""
+    for name, (array, shape) in arrays.items():
+        if jnp.shape(array) != shape:
+            raise ValueError(
+                f"{caller}: {name} must have shape {shape}, got {jnp.shape(array)}."
+            )
+
+
+def _check_event(reverse: AbstractReverse, x_t: Any, t: Any, like: Array) -> None:
+    """Refuse what is not one event of the shape of `like`, and a time."""
+    _check_times(reverse, x_t, t=t)
+    _check_shapes(type(reverse).__name__, x_t=(x_t, like.shape))
+
+
+def _check_times(reverse: AbstractReverse, x_t: Any, **times: Any) -> None:
+    check_events(type(reverse).__name__, times, x_t=x_t)
 
 
 def _mixture(log_weights: Array, means: Array, variances: Array) -> dist.Distribution:

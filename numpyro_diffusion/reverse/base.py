@@ -27,6 +27,7 @@ import numpyro.distributions as dist
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num, PyTree
 
+from numpyro_diffusion.checks import checked_array, is_traced
 from numpyro_diffusion.forward import AbstractForward, AbstractSchedule
 
 __all__ = [
@@ -59,10 +60,35 @@ class DenoisingError(eqx.Module):
     Attributes:
         times: Increasing times in (0, 1], shape (num_levels,).
         values: $r^2$ at these times, per entry of the event, in squared data units.
+
+    Raises:
+        TypeError: One of them is not an array of real numbers.
+        ValueError: They are not of one shape (num_levels,), the times do not increase or
+            lie outside of (0, 1], or a value is negative or not finite.
     """
 
     times: Float[Array, " num_levels"]
     values: Float[Array, " num_levels"]
+
+    def __check_init__(self) -> None:
+        for name in ("times", "values"):
+            value = getattr(self, name)
+            checked_array("DenoisingError", name, value, shape="(num_levels,)", ndim=1)
+        if jnp.shape(self.times) != jnp.shape(self.values):
+            raise ValueError(
+                "DenoisingError: times and values must have one shape, got "
+                f"{jnp.shape(self.times)} and {jnp.shape(self.values)}."
+            )
+        if not is_traced(self.times):
+            times = np.asarray(self.times)
+            if not (times[0] > 0.0 and times[-1] <= 1.0 and np.all(np.diff(times) > 0)):
+                raise ValueError(
+                    f"DenoisingError: times must increase in (0, 1], got {times}."
+                )
+        if not is_traced(self.values) and np.any(np.asarray(self.values) < 0.0):
+            raise ValueError(
+                f"DenoisingError: values must not be negative, got {self.values}."
+            )
 
     def __call__(self, schedule: AbstractSchedule, t: ArrayLike) -> Float[Array, ""]:
         ratios = self.values / schedule.noise(self.times)

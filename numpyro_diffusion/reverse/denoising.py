@@ -2,12 +2,17 @@
 
 from collections.abc import Callable
 
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num
 
+from numpyro_diffusion.checks import (
+    checked_callable,
+    checked_instance,
+    checked_time,
+)
 from numpyro_diffusion.forward import AbstractForward
+from numpyro_diffusion.forward.base import check_events
 from numpyro_diffusion.reverse.base import (
     AbstractTrainableReverse,
     DenoisingError,
@@ -36,7 +41,8 @@ class DenoisingReverse(AbstractTrainableReverse):
             methods refuse it.
 
     Raises:
-        TypeError: The prediction does not fit the forward process.
+        TypeError: An argument is of another kind, or the prediction does not fit the
+            forward process.
     """
 
     forward: AbstractForward
@@ -51,8 +57,20 @@ class DenoisingReverse(AbstractTrainableReverse):
         prediction: AbstractPrediction | None = None,
         error: DenoisingError | None = None,
     ) -> None:
+        caller = "DenoisingReverse"
+        checked_instance(
+            caller, "forward", forward, AbstractForward, "GaussianForward(schedule)"
+        )
+        checked_callable(caller, "network", network, "networks.MLP((2,), key=key)")
+        if error is not None:
+            checked_instance(
+                caller, "error", error, DenoisingError, "denoising_error(...)"
+            )
         if prediction is None:
             prediction = default_prediction(forward)
+        checked_instance(
+            caller, "prediction", prediction, AbstractPrediction, "DataPrediction()"
+        )
         if not prediction.fits(forward):
             raise TypeError(
                 f"DenoisingReverse: {type(prediction).__name__} does not fit "
@@ -83,9 +101,10 @@ class DenoisingReverse(AbstractTrainableReverse):
         return self.prediction.loss(self.forward, output, x0, x_t, t)
 
     def output(self, x_t: Num[Array, "*event"], t: ArrayLike) -> Float[Array, "..."]:
+        check_events("DenoisingReverse", {"t": t}, x_t=x_t)
         embedded = self.forward.embed(x_t)
         # The network computes in the precision of its input, not of the time grid.
-        time = jnp.asarray(t, embedded.dtype)
+        time = checked_time("DenoisingReverse", "t", t).astype(embedded.dtype)
         return self.network(*self.prediction.inputs(self.forward, embedded, time))
 
     def check_data(self, caller: str, data: np.ndarray) -> None:

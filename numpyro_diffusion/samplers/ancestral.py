@@ -11,10 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
-from numpyro_diffusion.checks import checked_num_steps
+from numpyro_diffusion.checks import (
+    checked_grid,
+    checked_instance,
+    checked_key,
+    checked_num_steps,
+    checked_shape,
+)
+from numpyro_diffusion.forward import uniform_grid
 from numpyro_diffusion.reverse import AbstractReverse
 from numpyro_diffusion.samplers.base import AbstractSampler
-from numpyro_diffusion.schedules import uniform_grid
 
 __all__ = ["Ancestral", "ancestral_sample"]
 
@@ -100,6 +106,11 @@ def ancestral_sample(
 
     Source: Sohl-Dickstein et al. 2015, eq. 4-5.
     """
+    caller = "ancestral_sample"
+    checked_instance(caller, "reverse", reverse, AbstractReverse, "fit(...).reverse")
+    checked_key(caller, "key", key)
+    event_shape = checked_shape(caller, "event_shape", event_shape)
+    checked_grid(caller, "grid", grid)
     start_key, steps_key = jax.random.split(key)
     x = jnp.asarray(reverse.forward.terminal(event_shape).sample(start_key))
     keys = jax.random.split(steps_key, len(grid) - 1)

@@ -12,6 +12,13 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from numpyro_diffusion.checks import (
+    checked_array,
+    checked_grid,
+    checked_instance,
+    checked_key,
+    is_traced,
+)
 from numpyro_diffusion.reverse import AbstractReverse
 
 __all__ = ["checked_width", "denoised_draw"]
@@ -41,6 +48,14 @@ def denoised_draw(
     cut to start there: none for exact processes, first order in the step for a network.
     These steps are also the number of network calls.
     """
+    caller = "denoised_draw"
+    checked_instance(caller, "reverse", reverse, AbstractReverse, "fit(...).reverse")
+    checked_key(caller, "key", key)
+    checked_array(caller, "z", z)
+    checked_grid(caller, "grid", grid)
+    checked_array(caller, "rho", rho, shape="()", ndim=0, above=0.0)
+    if not is_traced(rho):
+        checked_width(reverse, jnp.asarray(rho))
     schedule = reverse.forward.schedule
     start = schedule.time(jnp.arctan(rho))
     events = jnp.sqrt(schedule.alpha_bar(start)) * z
@@ -57,8 +72,15 @@ def denoised_draw(
     return jax.lax.fori_loop(0, num_left, step, events)
 
 
-def checked_width(reverse: AbstractReverse, rho: Float[Array, ""]) -> Float[Array, ""]:
+def checked_width(
+    reverse: AbstractReverse, rho: Float[Array, ""], what: str = "denoised_draw: rho"
+) -> Float[Array, ""]:
     """`rho`, if the noise of the schedule gets as wide.
+
+    Args:
+        reverse: The reverse process.
+        rho: The width.
+        what: Who was called with it, and its name there, for the error.
 
     Raises:
         equinox.EquinoxRuntimeError: It does not.
@@ -68,6 +90,6 @@ def checked_width(reverse: AbstractReverse, rho: Float[Array, ""]) -> Float[Arra
         rho,
         # At the tangent's pole rounding may give it the other sign.
         (widest > 0.0) & (rho > widest),
-        "denoised_draw: rho must not exceed the ratio of noise to signal that the prior's "
-        "schedule ends with.",
+        f"{what} must not exceed the ratio of noise to signal that the prior's schedule "
+        "ends with.",
     )

@@ -33,7 +33,15 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
-from numpyro_diffusion.checks import checked_num_steps
+from numpyro_diffusion.checks import (
+    LARGEST,
+    checked_array,
+    checked_instance,
+    checked_integer,
+    checked_num_steps,
+    checked_real,
+    checked_width,
+)
 from numpyro_diffusion.forward import as_float
 from numpyro_diffusion.reverse import AbstractReverse
 
@@ -78,12 +86,19 @@ class ProbabilityFlow(eqx.Module):
     data_scale: float = eqx.field(static=True, default=1.0)
 
     def __check_init__(self) -> None:
-        checked_num_steps("ProbabilityFlow", self.num_steps)
+        caller = "ProbabilityFlow"
+        checked_num_steps(caller, self.num_steps)
+        checked_integer(caller, "exact_up_to", self.exact_up_to, 0)
+        checked_integer(caller, "seed", self.seed, -LARGEST)
+        checked_real(caller, "angle_min", self.angle_min, finite=False)
+        checked_real(caller, "data_scale", self.data_scale, finite=False)
         if not 0.0 < self.angle_min < math.pi / 2:
             raise ValueError(
                 "ProbabilityFlow: angle_min must lie in (0, pi / 2), got "
                 f"{self.angle_min}."
             )
+        if self.num_probes is not None:
+            checked_integer(caller, "num_probes", self.num_probes, -LARGEST)
         if self.num_probes is not None and self.num_probes < 1:
             raise ValueError(
                 "ProbabilityFlow: num_probes must be positive or None, got "
@@ -103,12 +118,15 @@ class ProbabilityFlow(eqx.Module):
                 "ProbabilityFlow: data_scale must be positive and finite, got "
                 f"{self.data_scale}."
             )
+        checked_width(caller, "data_scale", self.data_scale)
+        checked_width(caller, "angle_min", self.angle_min)
 
     def decode(
         self, reverse: AbstractReverse, z: Float[Array, "*event"]
     ) -> Float[Array, "*event"]:
         """Carry noise z ~ N(0, I) to data, one event."""
         velocity = self._velocity(reverse)
+        z = jnp.asarray(checked_array("ProbabilityFlow.decode", "z", z))
         u = self._solve(reverse, velocity, as_float(z), to_data=True)
         return self.data_scale * u
 
@@ -117,7 +135,8 @@ class ProbabilityFlow(eqx.Module):
     ) -> Float[Array, "*event"]:
         """Carry one event of data to noise: the inverse of `decode`."""
         velocity = self._velocity(reverse)
-        start = x / self.data_scale
+        x = jnp.asarray(checked_array("ProbabilityFlow.encode", "x", x))
+        start = as_float(x) / self.data_scale
         return self._solve(reverse, velocity, start, to_data=False)
 
     def log_prob(
@@ -125,6 +144,7 @@ class ProbabilityFlow(eqx.Module):
     ) -> Float[Array, ""]:
         """Log density of one event, in nats, in the units of `x`."""
         velocity = self._velocity(reverse)
+        x = jnp.asarray(checked_array("ProbabilityFlow.log_prob", "x", x))
         directions, weight = self._directions(as_float(x))
 
         # Gradients recompute it: what its products hold for all steps at once would fill
@@ -174,6 +194,9 @@ class ProbabilityFlow(eqx.Module):
 
     def _velocity(self, reverse: AbstractReverse) -> Callable[[Array, Array], Array]:
         """The right-hand side in standardised units, as a function of u and its angle."""
+        checked_instance(
+            "ProbabilityFlow", "reverse", reverse, AbstractReverse, "fit(...).reverse"
+        )
         if reverse.forward.values is not None:
             raise TypeError(
                 "ProbabilityFlow: only Gaussian diffusion has a probability flow, got "

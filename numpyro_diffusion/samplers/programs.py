@@ -16,9 +16,9 @@ import numpyro
 from jaxtyping import Array, Num
 from numpyro.contrib.control_flow import scan
 
-from numpyro_diffusion.forward import AbstractForward
+from numpyro_diffusion.checks import checked_array, checked_instance, checked_shape
+from numpyro_diffusion.forward import AbstractForward, uniform_grid
 from numpyro_diffusion.reverse import AbstractReverse
-from numpyro_diffusion.schedules import uniform_grid
 
 __all__ = ["forward_model", "reverse_model"]
 
@@ -44,6 +44,11 @@ def forward_model(
 
     Source: Sohl-Dickstein et al. 2015, eq. 3.
     """
+    caller = "forward_model"
+    checked_instance(
+        caller, "forward", forward, AbstractForward, "GaussianForward(schedule)"
+    )
+    x0 = jnp.asarray(checked_array(caller, "x0", x0))
     grid = uniform_grid(num_steps)
 
     def step(x_s: Array, times: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -81,6 +86,9 @@ def reverse_model(
 
     Source: Sohl-Dickstein et al. 2015, eq. 4-5.
     """
+    caller = "reverse_model"
+    checked_instance(caller, "reverse", reverse, AbstractReverse, "fit(...).reverse")
+    event_shape = checked_shape(caller, "event_shape", event_shape)
     # Downwards: NumPyro's scan with reverse=True would substitute a path back to front.
     grid = uniform_grid(num_steps)[::-1]
     x = jnp.asarray(numpyro.sample("x_T", reverse.forward.terminal(event_shape)))

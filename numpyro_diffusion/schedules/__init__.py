@@ -19,8 +19,7 @@ $\bar\alpha(t) / \bar\alpha(s)$; Karras et al. write $\sigma$ for our $\tan\thet
 matching runs time the other way.
 """
 
-from numpyro_diffusion.forward import AbstractSchedule
-from numpyro_diffusion.schedules.base import uniform_grid
+from numpyro_diffusion.forward import AbstractSchedule, uniform_grid
 from numpyro_diffusion.schedules.curves import Cosine as Cosine
 from numpyro_diffusion.schedules.curves import Geometric as Geometric
 from numpyro_diffusion.schedules.curves import SignalLinear as SignalLinear

@@ -1,7 +1,6 @@
-"""The times and angles that a schedule may be asked for, and the uniform grid."""
+"""The times and angles that a schedule may be asked for."""
 
 import math
-from typing import SupportsIndex
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,21 +8,10 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from numpyro_diffusion.checks import checked_num_steps
+from numpyro_diffusion.checks import checked_array
 from numpyro_diffusion.forward import AbstractSchedule
 
-__all__ = ["checked_angle", "checked_time", "uniform_grid"]
-
-
-def uniform_grid(num_steps: SupportsIndex) -> Float[Array, " num_times"]:
-    """The times `k / num_steps`, k = 0..num_steps, of a chain of `num_steps` steps.
-
-    Raises:
-        TypeError: `num_steps` is not an integer.
-        ValueError: It is not positive, or larger than any chain (`checks.MAX_NUM_STEPS`).
-    """
-    num_steps = checked_num_steps("uniform_grid", num_steps)
-    return jnp.arange(num_steps + 1) / num_steps
+__all__ = ["checked_angle", "checked_time"]
 
 
 def checked_time(schedule: AbstractSchedule, t: ArrayLike) -> Float[Array, "..."]:
@@ -55,6 +43,7 @@ def checked_angle(schedule: AbstractSchedule, angle: ArrayLike) -> Float[Array, 
 def _checked_between(
     schedule: AbstractSchedule, name: str, value: ArrayLike, end: float, span: str
 ) -> Float[Array, "..."]:
+    checked_array(type(schedule).__name__, name, value, finite=False, empty=True)
     array = jnp.asarray(value)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         array = array.astype(float)

@@ -75,6 +75,11 @@ class Geometric(AbstractSchedule):
             raise type(error)(wrong) from None
         if not 0.0 < self.nsr_min < self.nsr_max:
             raise ValueError(wrong)
+        if self.nsr_min < 1e-37 or self.nsr_max / self.nsr_min > 1e37:
+            raise ValueError(
+                "Geometric: single precision must hold nsr_min and nsr_max / nsr_min, got "
+                f"nsr_min={nsr_min!r}, nsr_max={nsr_max!r}."
+            )
 
     @property
     def _log_ratio(self) -> Float[Array, ""]:

@@ -10,13 +10,12 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from numpyro_diffusion.checks import checked_num_steps, checked_share
-from numpyro_diffusion.forward import AbstractSchedule
+from numpyro_diffusion.checks import checked_array, checked_num_steps, checked_share
+from numpyro_diffusion.forward import AbstractSchedule, uniform_grid
 from numpyro_diffusion.registry import register
 from numpyro_diffusion.schedules.base import (
     checked_angle,
     checked_time,
-    uniform_grid,
 )
 
 __all__ = ["Learned", "Tabulated", "learned", "reference_code", "tabulated"]
@@ -39,6 +38,9 @@ class Tabulated(AbstractSchedule):
     lost: Float[Array, " num_times"]
 
     def __check_init__(self) -> None:
+        for name in ("signal", "lost"):
+            value = getattr(self, name)
+            checked_array("Tabulated", name, value, finite=False, empty=True)
         if isinstance(self.signal, Tracer):
             return
         signal, lost = np.asarray(self.signal, float), np.asarray(self.lost, float)
@@ -83,6 +85,7 @@ class Learned(AbstractSchedule):
         self, beta_1: float, log_increments: Float[Array, " num_steps_but_one"]
     ) -> None:
         self.beta_1 = checked_share("Learned", "beta_1", beta_1, ends_allowed=False)
+        checked_array("Learned", "log_increments", log_increments, empty=True)
         self.log_increments = log_increments
         if jnp.ndim(log_increments) != 1 or len(log_increments) == 0:
             raise ValueError(
@@ -225,8 +228,9 @@ def learned(
             f"must hold, got num_steps={num_steps}, beta_1={beta_1}, "
             f"alpha_bar_1={alpha_bar_1}."
         )
-    log_ratio = lambda noise: np.log(noise) - np.log1p(-noise)
-    span = log_ratio(1.0 - alpha_bar_1) - log_ratio(beta_1)
+    # Of shares that are small, so that no digit is lost where they are tiny.
+    log_odds = lambda share: np.log(share) - np.log1p(-share)
+    span = -log_odds(alpha_bar_1) - log_odds(beta_1)
     increments = np.full(num_steps - 1, np.log(span / (num_steps - 1)))
     return Learned(beta_1, jnp.asarray(increments))
 

@@ -8,7 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
-from numpyro_diffusion.checks import checked_instance, checked_integer
+from numpyro_diffusion.checks import (
+    checked_array,
+    checked_instance,
+    checked_integer,
+    checked_key,
+)
 from numpyro_diffusion.datasets import Scaling
 from numpyro_diffusion.reverse import AbstractReverse, DenoisingError
 from numpyro_diffusion.training.events import Events, standardised
@@ -46,13 +51,18 @@ def denoising_error(
 
     Raises:
         TypeError: `reverse` is not a reverse process, or `data` are no array.
-        ValueError: There are no events, or a number is not positive.
+        ValueError: There are no events, entries are not finite, or a number is not
+            positive.
     """
     caller = "denoising_error"
     checked_instance(caller, "reverse", reverse, AbstractReverse, "fit(...).reverse")
     num_levels = checked_integer(caller, "num_levels", num_levels)
     num_samples = checked_integer(caller, "num_samples", num_samples)
+    checked_key(caller, "key", key)
+    if scaling is not None:
+        checked_instance(caller, "scaling", scaling, Scaling, "Scaling.fit(data)")
     events = Events.of("data", data, caller)
+    checked_array(caller, "data", data)
     return measured_error(reverse, events, key, num_levels, num_samples, scaling)
 
 

@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from numpyro_diffusion.checks import (
     checked_instance,
     checked_integer,
+    checked_key,
     checked_share,
 )
 from numpyro_diffusion.datasets import Scaling
@@ -158,6 +159,7 @@ def fit(
         AbstractTrainableReverse,
         "DenoisingReverse(forward, network)",
     )
+    checked_key("fit", "key", key)
     num_steps = checked_integer("fit", "num_steps", num_steps)
     if batch_size is not None:
         batch_size = checked_integer("fit", "batch_size", batch_size)
@@ -165,7 +167,7 @@ def fit(
     fraction = checked_share("fit", "validation_fraction", validation_fraction)
     num_error_levels = checked_integer("fit", "num_error_levels", num_error_levels)
     steps_per_call = checked_integer("fit", "steps_per_call", steps_per_call)
-    device_bytes = checked_integer("fit", "device_bytes", device_bytes, minimum=0)
+    device_bytes = checked_integer("fit", "device_bytes", device_bytes, 0, 2**63)
     checkpoint_every = checked_integer("fit", "checkpoint_every", checkpoint_every)
     objective = _checked_objective(reverse, objective)
     optimizer = _checked_optimizer(optimizer, num_steps)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Num, PyTree
 
 from numpyro_diffusion.bound import reconstruction, step_kl
+from numpyro_diffusion.checks import LARGEST, checked_integer
 from numpyro_diffusion.forward import as_float
 from numpyro_diffusion.reverse import AbstractTrainableReverse
 from numpyro_diffusion.schedules import Learned, uniform_grid
@@ -75,7 +76,8 @@ class DenoisingLoss(AbstractObjective):
 
     def __check_init__(self) -> None:
         for name, function in (("times", self.times), ("weight", self.weight)):
-            if function is not None and not callable(function):
+            is_function = callable(function) and not isinstance(function, type)
+            if function is not None and not is_function:
                 raise TypeError(
                     f"DenoisingLoss: {name} must be a function or None, got {function!r}."
                 )
@@ -144,6 +146,7 @@ class BoundLoss(AbstractObjective):
     every_step: bool = eqx.field(static=True, default=False)
 
     def __check_init__(self) -> None:
+        checked_integer("BoundLoss", "num_steps", self.num_steps, -LARGEST)
         if self.num_steps < 2:
             raise ValueError(
                 f"BoundLoss: num_steps must be at least 2, got {self.num_steps}."

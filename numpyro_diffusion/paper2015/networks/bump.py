@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from numpyro_diffusion.checks import checked_real, checked_width
 from numpyro_diffusion.networks._common import positive_int
 
 
@@ -60,12 +61,17 @@ class BumpBasis(eqx.Module):
         for name, value in (("num", self.num), ("num_steps", self.num_steps)):
             if value < 2:
                 raise ValueError(f"BumpBasis: {name} must be at least 2, got {value}.")
+        relative_width = checked_real(
+            "BumpBasis", "relative_width", relative_width, finite=False
+        )
         if not (math.isfinite(relative_width) and relative_width > 0):
             raise ValueError(
                 "BumpBasis: relative_width must be finite and positive, got "
                 f"{relative_width}."
             )
-        self.relative_width = float(relative_width)
+        self.relative_width = checked_width(
+            "BumpBasis", "relative_width", relative_width
+        )
 
     def __call__(self, t: Float[Array, ""]) -> Float[Array, " num"]:
         """The bumps at one time.

@@ -23,8 +23,10 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from numpyro_diffusion.checks import checked_key
 from numpyro_diffusion.networks._common import (
     check_event,
+    check_size,
     dense,
     image_shape,
     positive_int,
@@ -147,12 +149,15 @@ class MultiScaleNet(eqx.Module):
         self.dense_width = size("dense_width", dense_width) if dense_width != 0 else 0
         self.dense_depth = size("dense_depth", dense_depth)
         self.dense_outputs = size("dense_outputs", dense_outputs)
-        self.readout = BumpReadout(BumpBasis(num_bumps, num_steps, relative_width))
+        self.readout = BumpReadout(
+            BumpBasis(size("num_bumps", num_bumps), num_steps, relative_width)
+        )
         self.num_bumps = self.readout.basis.num
         self.relative_width = self.readout.basis.relative_width
         self.num_steps = self.readout.basis.num_steps
         self.num_outputs = optional_outputs("MultiScaleNet", num_outputs)
         self._check()
+        checked_key("MultiScaleNet", "key", key)
 
         conv_key, dense_key, pixel_key, last_key = jr.split(key, 4)
         self.conv_layers = self._make_conv(conv_key)
@@ -180,6 +185,16 @@ class MultiScaleNet(eqx.Module):
                 f"2**(scales - 1) = {divisor}, got {self.event_shape}; crop or pad the "
                 "images, or take fewer scales."
             )
+        pixels = math.prod(self.event_shape)
+        sizes = {
+            "channels": 9 * self.channels**2 * self.scales * self.depth,
+            "pixel_width": self.pixel_width**2 * self.pixel_depth,
+            "dense_width": self.dense_width**2 * self.dense_depth,
+            "dense_outputs": self.dense_width * pixels * self.dense_outputs,
+            "num_bumps": self.pixel_width * self.num_bumps,
+        }
+        for name in sizes:
+            check_size("MultiScaleNet", sizes[name], **{name: getattr(self, name)})
 
     def _make_conv(self, key: PRNGKeyArray) -> tuple[MultiScaleConv, ...]:
         if not self.channels:
@@ -240,11 +255,7 @@ class MultiScaleNet(eqx.Module):
         Raises:
             ValueError: If `x` is not one event.
         """
-        if x.shape != self.event_shape:
-            raise ValueError(
-                f"MultiScaleNet: x must be one event of shape {self.event_shape}, got "
-                f"shape {x.shape}. For a batch, use jax.vmap."
-            )
+        check_event("MultiScaleNet", self.event_shape, x, jnp.zeros(()))
         h = self._pathways(x)
         for layer in self.pixel_layers:
             h = jnp.tanh(dense(layer, h))

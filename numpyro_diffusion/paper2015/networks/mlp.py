@@ -23,8 +23,10 @@ import jax
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from numpyro_diffusion.checks import checked_key
 from numpyro_diffusion.networks._common import (
     check_event,
+    check_size,
     dense,
     positive_int,
     positive_ints,
@@ -93,6 +95,15 @@ class SigmoidMLP(eqx.Module):
         self.num_outputs = optional_outputs("SigmoidMLP", num_outputs)
         self.num_steps = positive_int("SigmoidMLP", "num_steps", num_steps)
         entries = math.prod(self.event_shape)
+        widest = self.width * max(entries, self.depth * self.width)
+        check_size(
+            "SigmoidMLP",
+            widest,
+            event_shape=entries,
+            width=self.width,
+            depth=self.depth,
+        )
+        checked_key("SigmoidMLP", "key", key)
         first_key, *keys = jr.split(key, self.depth)
         std = glorot(entries, self.width)
         first = dense_layer(entries, self.width, std=2 * std, key=first_key)

@@ -17,7 +17,13 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from numpyro_diffusion.networks._common import mean_pool, positive_int, upsample
+from numpyro_diffusion.checks import checked_key, checked_real, checked_width
+from numpyro_diffusion.networks._common import (
+    check_size,
+    mean_pool,
+    positive_int,
+    upsample,
+)
 from numpyro_diffusion.networks.conv import convolve
 
 
@@ -83,6 +89,17 @@ class MultiScaleConv(eqx.Module):
         if kernel_size % 2 == 0:
             raise ValueError(f"{name}: kernel_size must be odd, got {kernel_size}.")
         fan_in = kernel_size**2 * in_channels * scales
+        check_size(
+            name,
+            fan_in * out_channels * scales,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            scales=scales,
+            kernel_size=kernel_size,
+        )
+        checked_key(name, "key", key)
+        gain = checked_width(name, "gain", gain)
+        input_mean = checked_real(name, "input_mean", input_mean)
         bound = gain * math.sqrt(3 / fan_in)
         # One flat draw for all scales, which compiles fastest.
         flat = jr.uniform(key, (fan_in * out_channels,), minval=-bound, maxval=bound)

@@ -19,8 +19,15 @@ import jax.random as jr
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from numpyro_diffusion.checks import (
+    checked_array,
+    checked_key,
+    checked_real,
+    checked_width,
+)
 from numpyro_diffusion.networks._common import (
     check_event,
+    check_size,
     positive_int,
     positive_ints,
 )
@@ -94,12 +101,22 @@ class RBFNet(eqx.Module):
         self.num_units = positive_int("RBFNet", "num_units", num_units)
         self.num_outputs = optional_outputs("RBFNet", num_outputs)
         self.num_steps = positive_int("RBFNet", "num_steps", num_steps)
+        radius = checked_real("RBFNet", "radius", radius, finite=False)
         if not (math.isfinite(radius) and radius > 0):
             raise ValueError(
                 f"RBFNet: radius must be finite and positive, got {radius}."
             )
-        self.radius = float(radius)
+        self.radius = checked_width("RBFNet", "radius", radius)
         shape = (self.num_units, *self.event_shape)
+        check_size(
+            "RBFNet",
+            math.prod(shape),
+            num_units=self.num_units,
+            event_shape=math.prod(self.event_shape),
+        )
+        checked_key("RBFNet", "key", key)
+        if centres is not None:
+            checked_array("RBFNet", "centres", centres)
         if centres is None:
             centres = jr.normal(key, shape)
         if jnp.shape(centres) != shape:

@@ -17,7 +17,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from numpyro_diffusion.networks._common import positive_int
+from numpyro_diffusion.checks import checked_instance
+from numpyro_diffusion.networks._common import check_size, positive_int
 from numpyro_diffusion.paper2015.networks.bump import BumpBasis
 
 
@@ -88,6 +89,13 @@ class StepReadout(eqx.Module):
         self.num_features = positive_int("StepReadout", "num_features", num_features)
         self.size = positive_int("StepReadout", "size", size)
         self.num_steps = positive_int("StepReadout", "num_steps", num_steps)
+        check_size(
+            "StepReadout",
+            num_features * size * num_steps,
+            num_features=num_features,
+            size=size,
+            num_steps=num_steps,
+        )
         self.weight = jnp.zeros((num_steps, size, num_features))
         self.bias = jnp.zeros((num_steps, size))
 
@@ -148,6 +156,11 @@ class BumpReadout(eqx.Module):
     """
 
     basis: BumpBasis
+
+    def __check_init__(self) -> None:
+        checked_instance(
+            "BumpReadout", "basis", self.basis, BumpBasis, "BumpBasis(10, 1000)"
+        )
 
     def __call__(
         self, y: Float[Array, "outputs bumps *event"], t: Float[Array, ""]

@@ -26,7 +26,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
-from numpyro_diffusion.schedules import AbstractSchedule, uniform_grid
+from numpyro_diffusion.checks import checked_instance, checked_integer
+from numpyro_diffusion.forward import AbstractSchedule, uniform_grid
 
 __all__ = [
     "LOG_2PI",
@@ -121,12 +122,13 @@ def steps(function: str, schedule: AbstractSchedule, num_steps: int) -> Steps:
         num_steps: Steps T of the chain.
 
     Raises:
-        ValueError: `num_steps` is not an integer of at least 2.
+        TypeError: `schedule` is no schedule, or `num_steps` not an integer.
+        ValueError: `num_steps` is less than 2.
     """
-    if not isinstance(num_steps, int) or num_steps < 2:
-        raise ValueError(
-            f"{function}: num_steps must be an integer of at least 2, got {num_steps!r}."
-        )
+    checked_instance(
+        function, "schedule", schedule, AbstractSchedule, "schedules.cosine()"
+    )
+    num_steps = checked_integer(function, "num_steps", num_steps, 2)
     with jax.enable_x64(True):
         grid = np.asarray(uniform_grid(num_steps))
     signal, noise = curves(schedule, grid)

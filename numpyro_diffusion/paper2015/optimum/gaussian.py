@@ -23,13 +23,14 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from numpyro_diffusion.bound import NATS
+from numpyro_diffusion.checks import checked_array, checked_width
+from numpyro_diffusion.forward import AbstractSchedule
 from numpyro_diffusion.paper2015.optimum._bound import (
     LOG_2PI,
     OptimalBound,
     Steps,
     steps,
 )
-from numpyro_diffusion.schedules import AbstractSchedule
 
 __all__ = [
     "GaussianChain",
@@ -80,6 +81,7 @@ def gaussian_bound(
         ValueError: `num_steps` is less than 2, an eigenvalue is not positive, or
             `eigenvectors` is not an orthogonal matrix of that size.
     """
+    unit = checked_width("gaussian_bound", "unit", unit)
     table = steps("gaussian_bound", schedule, num_steps)
     spectrum = _eigenvalues("gaussian_bound", eigenvalues)
     v = _noisy_variances(table, spectrum)
@@ -116,6 +118,7 @@ def gaussian_chain(
     Raises:
         ValueError: `num_steps` is less than 2 or an eigenvalue is not positive.
     """
+    unit = checked_width("gaussian_chain", "unit", unit)
     table = steps("gaussian_chain", schedule, num_steps)
     spectrum = _eigenvalues("gaussian_chain", eigenvalues)
     v = _noisy_variances(table, spectrum)
@@ -147,6 +150,7 @@ def gaussian_entropy(
     Raises:
         ValueError: An eigenvalue is not positive.
     """
+    unit = checked_width("gaussian_entropy", "unit", unit)
     spectrum = _eigenvalues("gaussian_entropy", eigenvalues)
     return float(0.5 * np.sum(LOG_2PI + 1.0 + np.log(spectrum))) / unit
 
@@ -199,6 +203,7 @@ def _noisy_variances(
 def _eigenvalues(
     function: str, eigenvalues: ArrayLike | Sequence[float]
 ) -> Float[np.ndarray, " dim"]:
+    checked_array(function, "eigenvalues", eigenvalues, finite=False, empty=True)
     spectrum = np.asarray(eigenvalues, np.float64)
     good = np.isfinite(spectrum) & (spectrum > 0.0)
     if spectrum.ndim != 1 or len(spectrum) == 0 or not np.all(good):
@@ -210,6 +215,7 @@ def _eigenvalues(
 
 
 def _orthogonal(eigenvectors: ArrayLike, dim: int) -> Float[np.ndarray, "dim dim"]:
+    checked_array("gaussian_bound", "eigenvectors", eigenvectors)
     axes = np.asarray(eigenvectors, np.float64)
     # Eigenvectors that come from single precision are orthogonal to about 1e-6.
     if axes.shape != (dim, dim) or not np.allclose(

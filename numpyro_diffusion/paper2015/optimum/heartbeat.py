@@ -28,6 +28,13 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from numpyro_diffusion.bound import NATS
+from numpyro_diffusion.checks import (
+    LARGEST,
+    checked_integer,
+    checked_real,
+    checked_width,
+)
+from numpyro_diffusion.forward import AbstractSchedule
 from numpyro_diffusion.paper2015.optimum._bound import (
     OptimalBound,
     Steps,
@@ -43,7 +50,6 @@ from numpyro_diffusion.paper2015.optimum._counts import (
     multisets,
     phase_posterior,
 )
-from numpyro_diffusion.schedules import AbstractSchedule
 
 __all__ = ["HeartbeatChain", "heartbeat_bound", "heartbeat_chain"]
 
@@ -95,6 +101,7 @@ def heartbeat_bound(
         ValueError: `num_steps` or `period` is less than 2, `repeats` less than 1 or
             `rate` not in (0, 1).
     """
+    unit = checked_width("heartbeat_bound", "unit", unit)
     table = _check("heartbeat_bound", schedule, num_steps, rate, period, repeats)
     ones = np.arange(repeats + 1)[:, None]
     kls = np.empty(num_steps - 1)
@@ -134,6 +141,7 @@ def heartbeat_chain(
     Raises:
         ValueError: As `heartbeat_bound`.
     """
+    unit = checked_width("heartbeat_chain", "unit", unit)
     table = _check("heartbeat_chain", schedule, num_steps, rate, period, repeats)
     counts, log_multiplicity = multisets(period, repeats)
     # The noise that the chain starts from: every bit is one with the base rate.
@@ -297,11 +305,19 @@ def _check(
     period: int,
     repeats: int,
 ) -> Steps:
+    rate = checked_real(function, "rate", rate, finite=False)
     if not 0.0 < rate < 1.0:
         raise ValueError(f"{function}: rate must lie in (0, 1), got {rate}.")
+    period = checked_integer(function, "period", period, -LARGEST)
+    repeats = checked_integer(function, "repeats", repeats, -LARGEST)
     if period < 2 or repeats < 1:
         raise ValueError(
             f"{function}: period must be at least 2 and repeats at least 1, got "
+            f"period={period} and repeats={repeats}."
+        )
+    if period * math.log(repeats + 1.0) > math.log(LARGEST):
+        raise ValueError(
+            f"{function}: (repeats + 1)**period must be at most {LARGEST} states, got "
             f"period={period} and repeats={repeats}."
         )
     return steps(function, schedule, num_steps)

@@ -27,6 +27,12 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from numpyro_diffusion.bound import NATS
+from numpyro_diffusion.checks import (
+    checked_array,
+    checked_instance,
+    checked_integer,
+    checked_width,
+)
 from numpyro_diffusion.forward import (
     AbstractForward,
 )
@@ -83,6 +89,13 @@ def reverse_entropy_bounds(
         ValueError: Not 0 < s < t <= 1.
         TypeError: `forward` is of another kind.
     """
+    caller = "reverse_entropy_bounds"
+    unit = checked_width(caller, "unit", unit)
+    checked_instance(
+        caller, "forward", forward, AbstractForward, "GaussianForward(schedule)"
+    )
+    for name, value in (("s", s), ("t", t)):
+        checked_array(caller, name, value, finite=False)
     s, t = np.asarray(s, np.float64), np.asarray(t, np.float64)
     if not np.all((s > 0.0) & (s < t) & (t <= 1.0)):
         raise ValueError(
@@ -112,13 +125,14 @@ def ceiling(forward: AbstractForward, num_steps: int, *, unit: float = NATS) -> 
         The ceilings of K and of K - L_null. **Error:** rounding only.
 
     Raises:
-        ValueError: `num_steps` is not a positive integer.
+        ValueError: `num_steps` is not positive.
         TypeError: `forward` is of another kind.
     """
-    if not isinstance(num_steps, int) or num_steps < 1:
-        raise ValueError(
-            f"ceiling: num_steps must be a positive integer, got {num_steps!r}."
-        )
+    num_steps = checked_integer("ceiling", "num_steps", num_steps)
+    unit = checked_width("ceiling", "unit", unit)
+    checked_instance(
+        "ceiling", "forward", forward, AbstractForward, "GaussianForward(schedule)"
+    )
     last = _mean_entropy("ceiling", forward, *curves(forward.schedule, 1.0))
     first = _mean_entropy(
         "ceiling", forward, *curves(forward.schedule, 1.0 / num_steps)

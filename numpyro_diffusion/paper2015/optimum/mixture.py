@@ -22,6 +22,15 @@ from jaxtyping import Array, Float
 from numpy.typing import ArrayLike
 
 from numpyro_diffusion.bound import NATS
+from numpyro_diffusion.checks import (
+    LARGEST,
+    checked_array,
+    checked_integer,
+    checked_key,
+    checked_real,
+    checked_width,
+)
+from numpyro_diffusion.forward import AbstractSchedule
 from numpyro_diffusion.paper2015.optimum._bound import (
     LOG_2PI,
     OptimalBound,
@@ -29,7 +38,6 @@ from numpyro_diffusion.paper2015.optimum._bound import (
     steps,
 )
 from numpyro_diffusion.paper2015.optimum.gaussian import bound_from_log_variances
-from numpyro_diffusion.schedules import AbstractSchedule
 
 __all__ = ["EntropyEstimate", "mixture_bound", "mixture_entropy"]
 
@@ -83,6 +91,8 @@ def mixture_bound(
     """
     table = steps("mixture_bound", schedule, num_steps)
     points = _check("mixture_bound", points, scale, num_samples, batch_size)
+    checked_key("mixture_bound", "key", key)
+    unit = checked_width("mixture_bound", "unit", unit)
     rng = _generator(key)
     means, errors = np.full(num_steps, -math.inf), np.zeros(num_steps)
     # Without noise x_0 is one of the points: its kernel's variance has no lower limit.
@@ -132,6 +142,8 @@ def mixture_entropy(
             a finite matrix or `scale` is not positive and finite.
     """
     points = _check("mixture_entropy", points, scale, num_samples, batch_size)
+    checked_key("mixture_entropy", "key", key)
+    unit = checked_width("mixture_entropy", "unit", unit)
     rng = _generator(key)
     if scale == 0.0:
         raise ValueError("mixture_entropy: scale must be positive, got 0.")
@@ -226,6 +238,10 @@ def _check(
     num_samples: int,
     batch_size: int,
 ) -> Float[np.ndarray, "num_points dim"]:
+    checked_array(function, "points", points, finite=False, empty=True)
+    scale = checked_real(function, "scale", scale, finite=False)
+    num_samples = checked_integer(function, "num_samples", num_samples, -LARGEST)
+    batch_size = checked_integer(function, "batch_size", batch_size, -LARGEST)
     points = np.asarray(points, np.float64)
     if points.ndim != 2 or points.size == 0 or not np.all(np.isfinite(points)):
         raise ValueError(
@@ -241,4 +257,6 @@ def _check(
             f"{function}: num_samples must be at least 2 and batch_size at least 1, got "
             f"num_samples={num_samples} and batch_size={batch_size}."
         )
+    if scale > 0.0:
+        checked_width(function, "scale", scale)
     return points

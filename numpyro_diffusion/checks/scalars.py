@@ -1,7 +1,5 @@
-"""Checks of numbers where they enter: one rule for each kind, in every room.
+"""Checks of numbers and of classes.
 
-Each says who was called and which argument it is, what must hold and what came: a
-`TypeError` if it is no number of the kind at all, a `ValueError` if it is out of range.
 NumPy's and JAX's scalars pass and come back as Python's own numbers, which are hashable and
 which JSON can hold. Truth values are no numbers here: `num_steps=True` is a slip.
 """
@@ -14,13 +12,16 @@ from typing import Any
 import numpy as np
 
 __all__ = [
+    "LARGEST",
     "MAX_NUM_STEPS",
+    "checked_callable",
     "checked_instance",
     "checked_integer",
     "checked_num_steps",
     "checked_positive",
     "checked_real",
     "checked_share",
+    "checked_width",
 ]
 
 # The longest chains in use have a few thousand steps, and a grid of a million times takes
@@ -28,7 +29,13 @@ __all__ = [
 MAX_NUM_STEPS = 1_000_000
 
 
-def checked_integer(caller: str, name: str, value: Any, minimum: int = 1) -> int:
+LARGEST = 2**31 - 1
+"""The largest size or count: JAX counts in 32 bits, and larger arrays fit no memory."""
+
+
+def checked_integer(
+    caller: str, name: str, value: Any, minimum: int = 1, maximum: int = LARGEST
+) -> int:
     """An integer of at least a minimum.
 
     Args:
@@ -36,10 +43,12 @@ def checked_integer(caller: str, name: str, value: Any, minimum: int = 1) -> int
         name: Its argument, for the message.
         value: What came.
         minimum: The least that is allowed.
+        maximum: The most. A size beyond the default is a slip, and XLA ends the whole
+            process at some.
 
     Raises:
         TypeError: `value` is not an integer, or not known before the program runs.
-        ValueError: It is below the minimum.
+        ValueError: It is below the minimum or above the maximum.
     """
     least = (
         "a positive integer" if minimum == 1 else f"an integer of at least {minimum}"
@@ -53,6 +62,8 @@ def checked_integer(caller: str, name: str, value: Any, minimum: int = 1) -> int
         raise TypeError(wrong) from None
     if found < minimum:
         raise ValueError(wrong)
+    if found > maximum:
+        raise ValueError(f"{caller}: {name} must be at most {maximum}, got {value!r}.")
     return found
 
 
@@ -76,7 +87,14 @@ def checked_num_steps(caller: str, value: Any, name: str = "num_steps") -> int:
     return found
 
 
-def checked_real(caller: str, name: str, value: Any, needed: str = "finite") -> float:
+def checked_real(
+    caller: str,
+    name: str,
+    value: Any,
+    needed: str = "a finite number",
+    *,
+    finite: bool = True,
+) -> float:
     """A finite number.
 
     Args:
@@ -84,6 +102,7 @@ def checked_real(caller: str, name: str, value: Any, needed: str = "finite") -> 
         name: Its argument, for the message.
         value: What came: a number, or an array of no dimensions.
         needed: What it must be, for the message.
+        finite: Whether it must be finite. Who compares it with limits says the rest.
 
     Raises:
         TypeError: `value` is not a real number, or not known before the program runs.
@@ -99,7 +118,7 @@ def checked_real(caller: str, name: str, value: Any, needed: str = "finite") -> 
         found = float(value)
     except TypeError:
         raise TypeError(wrong) from None
-    if not math.isfinite(found):
+    if finite and not math.isfinite(found):
         raise ValueError(wrong)
     return found
 
@@ -120,6 +139,27 @@ def checked_positive(caller: str, name: str, value: Any) -> float:
     found = checked_real(caller, name, value, needed)
     if found <= 0.0:
         raise ValueError(f"{caller}: {name} must be {needed}, got {value!r}.")
+    return found
+
+
+def checked_width(caller: str, name: str, value: Any) -> float:
+    """A positive number whose square single precision can hold.
+
+    Args:
+        caller: Class or function that was called, for the message.
+        name: Its argument, for the message.
+        value: What came.
+
+    Raises:
+        TypeError: `value` is not a real number.
+        ValueError: It is not positive and finite, or its square vanishes or overflows.
+    """
+    found = checked_positive(caller, name, value)
+    if not 1e-18 < found < 1e18:
+        raise ValueError(
+            f"{caller}: {name} must lie between 1e-18 and 1e18, so that single precision "
+            f"holds its square, got {value!r}."
+        )
     return found
 
 
@@ -170,6 +210,28 @@ def checked_instance(
         raise TypeError(
             f"{caller}: {name} must be {article} {kind.__name__}, as {example}, got "
             f"{value!r}."
+        )
+    return value
+
+
+def checked_callable(
+    caller: str, name: str, value: Any, example: str, *, classes: bool = False
+) -> Any:
+    """A function, or whatever else can be called.
+
+    Args:
+        caller: Class or function that was called, for the message.
+        name: Its argument, for the message.
+        value: What came.
+        example: How one looks, for the message.
+        classes: Whether it may be a class.
+
+    Raises:
+        TypeError: `value` cannot be called, or is a class.
+    """
+    if not callable(value) or (isinstance(value, type) and not classes):
+        raise TypeError(
+            f"{caller}: {name} must be a function, as {example}, got {value!r}."
         )
     return value
 

@@ -1,25 +1,7 @@
-r"""Bounds on and estimates of the log-likelihood of a reverse chain.
-
-With the last step fixed to the forward kernel run backwards (the paper's edge step), the
-expected log-likelihood of a chain of $T$ steps is at least
-
-$$K = -\sum_{t=2}^T E\, KL\big(q(x_{t-1}|x_t,x_0)\,\|\,p(x_{t-1}|x_t)\big)
-+ H_q(X_T|X_0) - H_q(X_1|X_0) - H_p(X_T).$$
-
-$K$ is a bound on average only, and only for data whose cross-entropy to the terminal law
-stays constant along the chain. What it lacks for one event $x_0$ is
-$[H_p - CE_T(x_0)] + [CE_1(x_0) - CE_0(x_0)]$, with $CE_t(x_0) = -E_{q(x_t|x_0)} \log
-\pi(x_t)$; for Gaussian diffusion that is $\frac{1}{2} (\bar\alpha_T + \beta_1)
-(D - |x_0|^2)$. `pointwise` has it included.
-
-If the chain's own last step is used, $-H_q(X_1|X_0)$ becomes $E \log p(x_0|x_1)$, the
-`reconstruction`, and the correction loses its second bracket: `K_learned`.
-
-Source: Sohl-Dickstein et al. 2015, eq. 9, 14 and appendix B.
-"""
+"""The two estimates, and the terms that they are made of."""
 
 import math
-from typing import NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -27,15 +9,18 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, Num
 
-from numpyro_diffusion.forward import AbstractForward, noising_path
+from numpyro_diffusion.bound.records import NATS, Bound, ImportanceEstimate
+from numpyro_diffusion.checks import (
+    checked_array,
+    checked_instance,
+    checked_integer,
+    checked_key,
+    checked_width,
+)
+from numpyro_diffusion.forward import AbstractForward, noising_path, uniform_grid
 from numpyro_diffusion.reverse import AbstractReverse
-from numpyro_diffusion.schedules import uniform_grid
 
 __all__ = [
-    "BITS",
-    "NATS",
-    "Bound",
-    "ImportanceEstimate",
     "importance_log_prob",
     "null_log_prob",
     "pointwise_correction",
@@ -43,63 +28,6 @@ __all__ = [
     "step_kl",
     "variational_bound",
 ]
-
-NATS = 1.0
-"""Unit of information: natural logarithms."""
-BITS = math.log(2.0)
-"""Unit of information: logarithms to base two."""
-
-
-class Bound(NamedTuple):
-    """The variational bound of a data set and its parts, in the unit asked for.
-
-    Attributes:
-        K: The paper's K, a mean over events.
-        L_null: Mean log-likelihood of the data under the terminal law.
-        step_kls: Mean KL of steps t = 2, ..., T, shape (num_steps - 1,).
-        entropy_last: H_q(X_T | X_0).
-        entropy_first: H_q(X_1 | X_0), a mean over events.
-        entropy_terminal: H_p(X_T).
-        pointwise: Lower bound on the log-likelihood of each event, correction included,
-            shape (num,); its mean is the bound of eq. 12.
-        standard_error: Standard error of `K` over events and noise.
-        reconstruction: E log p(x_0 | x_1) of the chain's own last step, a mean over
-            events; minus infinity if that step has no width.
-        standard_error_learned: Standard error of `K_learned`.
-    """
-
-    K: Float[Array, ""]
-    L_null: Float[Array, ""]
-    step_kls: Float[Array, " num_steps_but_one"]
-    entropy_last: Float[Array, ""]
-    entropy_first: Float[Array, ""]
-    entropy_terminal: Float[Array, ""]
-    pointwise: Float[Array, " num"]
-    standard_error: Float[Array, ""]
-    reconstruction: Float[Array, ""]
-    standard_error_learned: Float[Array, ""]
-
-    @property
-    def K_learned(self) -> Float[Array, ""]:
-        """K with the chain's own last step in place of the paper's fixed one."""
-        return self.K + self.entropy_first + self.reconstruction
-
-    @property
-    def gain(self) -> Float[Array, ""]:
-        """K - L_null, the right-hand column of the paper's table 1."""
-        return self.K - self.L_null
-
-
-class ImportanceEstimate(NamedTuple):
-    """Importance-weighted log-likelihoods.
-
-    Attributes:
-        log_prob: Estimates, shape (num,), in the unit asked for.
-        ess: Effective number of trajectories behind each, shape (num,).
-    """
-
-    log_prob: Float[Array, " num"]
-    ess: Float[Array, " num"]
 
 
 def variational_bound(
@@ -126,15 +54,17 @@ def variational_bound(
         a transition has no closed-form KL, one more draw estimates it.
 
     Raises:
-        ValueError: `num_steps` is less than 2, or not that of a `KernelReverse`, or
-            `data` has no events.
+        TypeError: An argument is of another kind.
+        ValueError: `num_steps` is less than 2, or not that of a `KernelReverse`, `data` has
+            no events or entries that are not finite, or a number is out of range.
     """
-    if num_steps < 2 or data.ndim == 0 or len(data) == 0:
+    caller = "variational_bound"
+    unit = _checked(caller, reverse, data, key, num_steps, unit, batch_size)
+    if num_steps < 2 or len(data) == 0:
         raise ValueError(
-            "variational_bound: num_steps must be at least 2 and data hold at least one "
-            f"event, got num_steps={num_steps} and data of shape {data.shape}."
+            f"{caller}: num_steps must be at least 2 and data hold at least one event, got "
+            f"num_steps={num_steps} and data of shape {jnp.shape(data)}."
         )
-    reverse.check_grid("variational_bound", num_steps)
     grid = uniform_grid(num_steps)
     keys = jax.random.split(key, len(data))
     kls, firsts, lasts, nulls, corrections, reconstructions = _bound_terms(
@@ -143,7 +73,10 @@ def variational_bound(
     terminal = reverse.forward.terminal(data.shape[1:]).entropy()
     per_event = lasts - firsts - terminal - jnp.sum(kls, axis=1)
     learned = per_event + firsts + reconstructions
-    error = lambda values: jnp.std(values) / math.sqrt(len(data)) / unit
+    scatter = lambda values: jnp.where(
+        jnp.all(jnp.isneginf(values)), 0.0, jnp.std(values)
+    )
+    error = lambda values: scatter(values) / math.sqrt(len(data)) / unit
     return Bound(
         K=jnp.mean(per_event) / unit,
         L_null=jnp.mean(nulls) / unit,
@@ -184,10 +117,17 @@ def importance_log_prob(
         downward bias that vanishes as the trajectories grow; trust it where `ess` is
         well above one.
 
+    Raises:
+        TypeError: An argument is of another kind.
+        ValueError: `data` has no events or entries that are not finite, or a number is out
+            of range.
+
     Source: Sohl-Dickstein et al. 2015, eq. 9 (an annealed importance sampling or
     Jarzynski form), with the edge step of appendix B.2.
     """
-    reverse.check_grid("importance_log_prob", num_steps)
+    caller = "importance_log_prob"
+    num_samples = checked_integer(caller, "num_samples", num_samples)
+    unit = _checked(caller, reverse, data, key, num_steps, unit, batch_size)
     grid = uniform_grid(num_steps)
     keys = jax.random.split(key, (len(data), num_samples))
     log_weights = _log_weights(reverse, jnp.asarray(data), grid, keys, batch_size)
@@ -226,9 +166,18 @@ def reconstruction(
     t: Float[Array, ""] | float,
     key: Array,
 ) -> Float[Array, ""]:
-    """Log p(x_0 | x_t) of the chain's last step, in nats, at one draw of x_t."""
+    """Log p(x_0 | x_t) of the chain's last step, in nats, at one draw of x_t.
+
+    Minus infinity if that step has no width, wherever it ends.
+    """
     x_t = jnp.asarray(reverse.forward.marginal(x0, t).sample(key))
-    return jnp.asarray(reverse.transition(x_t, t=t, s=0.0).log_prob(x0))
+    law = reverse.transition(x_t, t=t, s=0.0)
+    log_prob = jnp.asarray(law.log_prob(x0))
+    scale = getattr(getattr(law, "base_dist", law), "scale", None)
+    if scale is None:
+        return log_prob
+    # A width of zero makes infinities of both signs.
+    return jnp.where(jnp.any(jnp.asarray(scale) == 0.0), -jnp.inf, log_prob)
 
 
 def null_log_prob(
@@ -250,6 +199,24 @@ def pointwise_correction(
     at_end = cross_entropy(forward.marginal(x0, grid[-1]))
     at_first = cross_entropy(forward.marginal(x0, grid[1]))
     return terminal.entropy() - at_end + at_first + null_log_prob(forward, x0)
+
+
+def _checked(
+    caller: str,
+    reverse: Any,
+    data: Any,
+    key: Any,
+    num_steps: Any,
+    unit: Any,
+    batch: Any,
+) -> float:
+    """Refuse what neither bound can work with; the unit as a number."""
+    checked_instance(caller, "reverse", reverse, AbstractReverse, "fit(...).reverse")
+    checked_array(caller, "data", data, shape="(num, *event)", least_ndim=1, empty=True)
+    checked_key(caller, "key", key)
+    reverse.check_grid(caller, checked_integer(caller, "num_steps", num_steps))
+    checked_integer(caller, "batch_size", batch)
+    return checked_width(caller, "unit", unit)
 
 
 @eqx.filter_jit
