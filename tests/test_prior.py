@@ -346,8 +346,8 @@ def test_nuts_in_x_space():
 def test_svi_with_auto_normal():
     """The best factorised Gaussian has the posterior's mean and conditional variances.
 
-    Sixteen runs, whose scatter is the standard error: of four values of Student's t with
-    15 degrees of freedom one is beyond 6.5 once in 25,000 seeds.
+    Sixty-four runs, whose scatter is the standard error: of four values of Student's t with
+    63 degrees of freedom one is beyond 5.5 three times in a million seeds.
     """
     d = make_gaussian(flow=ProbabilityFlow(num_steps=4, angle_min=1e-2))
     # A step that falls leaves no noise of its own in the last values.
@@ -359,7 +359,7 @@ def test_svi_with_auto_normal():
         Trace_ELBO(8),
     )
     run = lambda key: svi.run(key, 600, d, progress_bar=False).params
-    params = jax.jit(jax.vmap(run))(jr.split(jr.key(0), 16))
+    params = jax.jit(jax.vmap(run))(jr.split(jr.key(0), 64))
 
     def scores(name, expected):
         values = np.asarray(params[name])
@@ -367,12 +367,12 @@ def test_svi_with_auto_normal():
         return np.abs(values.mean(0) - expected) / error
 
     mean, covariance = posterior()
-    assert scores("x_auto_loc", mean).max() < 6.5
+    assert scores("x_auto_loc", mean).max() < 5.5
     scale = 1 / np.sqrt(np.diag(np.linalg.inv(covariance)))
-    assert scores("x_auto_scale", scale).max() < 6.5
+    assert scores("x_auto_scale", scale).max() < 5.5
     # Controls: a power of sigma, and the marginal variances.
-    assert scores("x_auto_loc", posterior(np.sqrt(SIGMA))[0]).max() > 13
-    assert scores("x_auto_scale", np.sqrt(np.diag(covariance))).max() > 13
+    assert scores("x_auto_loc", posterior(np.sqrt(SIGMA))[0]).max() > 11
+    assert scores("x_auto_scale", np.sqrt(np.diag(covariance))).max() > 11
 
 
 def test_no_events_have_no_densities():
