@@ -17,6 +17,7 @@ from numpyro_diffusion import (
     BITS,
     BernoulliForward,
     DataPrediction,
+    DenoisingError,
     DenoisingReverse,
     GaussianForward,
     importance_log_prob,
@@ -520,3 +521,36 @@ def test_variational_bound_refuses(num_steps, data):
     reverse = gaussian(cosine(), (1.0, 1.0))
     with pytest.raises(ValueError, match="num_steps must be at least 2 and data hold"):
         variational_bound(reverse, data, num_steps=num_steps, key=jr.key(0))
+
+
+def test_a_last_step_without_width_gives_a_bound_of_minus_infinity():
+    """Without a measured error; it was not a number, and so was the bound."""
+    x = jr.normal(jr.key(0), (3, 2))
+    forward = GaussianForward(cosine())
+    reverse = DenoisingReverse(forward, lambda x, t: 0.5 * x, DataPrediction())
+    bound = variational_bound(reverse, x, num_steps=4, key=jr.key(1))
+    assert bound.reconstruction == bound.K_learned == -np.inf
+    assert bound.standard_error_learned == 0.0
+    # Control: all that does not depend on that step is finite, as with a width all is.
+    assert np.isfinite([bound.K, bound.standard_error]).all()
+    error = DenoisingError(jnp.array([0.5, 1.0]), jnp.array([0.2, 0.4]))
+    wide = variational_bound(reverse.with_error(error), x, num_steps=4, key=jr.key(1))
+    assert np.isfinite([wide.K_learned, wide.standard_error_learned]).all()
+
+
+@pytest.mark.parametrize("bound", [variational_bound, importance_log_prob])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"data": jnp.array([[np.nan, 0.0]])}, "data must be .*1 of 2 entries are not"),
+        ({"unit": np.nan}, "unit must be positive and finite, got nan"),
+        ({"unit": 0.0}, "unit must be positive and finite, got 0.0"),
+    ],
+    ids=["data", "nan", "zero"],
+)
+def test_data_and_units_that_are_no_numbers_are_refused(bound, wrong, message):
+    """They came back as bounds that were not a number."""
+    reverse = GaussianReverse(GaussianForward(cosine()), jnp.zeros(2), jnp.eye(2))
+    arguments = {"data": jnp.zeros((1, 2)), "num_steps": 2, "key": jr.key(0)} | wrong
+    with pytest.raises(ValueError, match=f"{bound.__name__}: {message}"):
+        bound(reverse, **arguments)

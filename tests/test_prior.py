@@ -192,6 +192,17 @@ def test_validate_args():
     assert not jnp.isfinite(make_gaussian(validate_args=False).log_prob(bad))
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_is_turned_into_single(dtype):
+    """Values of half precision ended in an error of the flow's linearisation."""
+    d, x = make_gaussian(), jnp.array([0.25, -0.5], dtype)
+    # Both entries are whole numbers of 1/4, which half precision holds.
+    in_single = d.log_prob(x.astype(jnp.float32))
+    np.testing.assert_allclose(d.log_prob(x), in_single, rtol=1e-6)
+    # Control: were it computed in half precision, this would be off by a thousandth.
+    np.testing.assert_allclose(in_single, d.log_prob(x.astype(float)), rtol=1e-5)
+
+
 def test_eager_sampling_compiles_once():
     traces = []
 

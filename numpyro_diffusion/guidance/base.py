@@ -195,7 +195,7 @@ def normal_stack(mean: Array, variance: Array) -> dist.Distribution:
         )
     if not is_traced(variance) and np.any(np.asarray(variance) < 0.0):
         raise ValueError(
-            f"normal_stack: variance must not be negative, got {jnp.min(variance)}."
+            f"normal_stack: variance must not be negative, got {np.min(variance)}."
         )
     # A last step may have no width, which NumPyro's validation refuses.
     normal = lambda m, v: dist.Normal(m, jnp.sqrt(v), validate_args=False).to_event(

@@ -65,11 +65,12 @@ class GaussianReverse(AbstractReverse):
         dim = jnp.shape(mean)[0]
         checked_array(caller, "covariance", covariance, finite=False)
         _check_shapes(caller, covariance=(covariance, (dim, dim)))
-        if not is_traced(covariance) and not np.allclose(
-            covariance, np.transpose(covariance), rtol=1e-3, atol=1e-5, equal_nan=True
+        known = None if is_traced(covariance) else np.asarray(covariance)
+        if known is not None and not np.allclose(
+            known, known.T, rtol=1e-3, atol=1e-5, equal_nan=True
         ):
             raise ValueError(
-                f"GaussianReverse: covariance must be symmetric, got {covariance}."
+                f"GaussianReverse: covariance must be symmetric, got {known}."
             )
         self.forward = forward
         self.mean = mean
@@ -80,7 +81,7 @@ class GaussianReverse(AbstractReverse):
         if is_known and not np.all(np.asarray(self.eigenvalues) > 0.0):  # NaN fails too
             raise ValueError(
                 "GaussianReverse: covariance must be positive definite, its smallest "
-                f"eigenvalue is {float(self.eigenvalues[0])}."
+                f"eigenvalue is {np.min(self.eigenvalues)}."
             )
 
     def to_config(self) -> dict[str, Any]:

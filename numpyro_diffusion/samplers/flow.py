@@ -126,8 +126,7 @@ class ProbabilityFlow(eqx.Module):
     ) -> Float[Array, "*event"]:
         """Carry noise z ~ N(0, I) to data, one event."""
         velocity = self._velocity(reverse)
-        z = jnp.asarray(checked_array("ProbabilityFlow.decode", "z", z))
-        u = self._solve(reverse, velocity, as_float(z), to_data=True)
+        u = self._solve(reverse, velocity, _event("decode", "z", z), to_data=True)
         return self.data_scale * u
 
     def encode(
@@ -135,8 +134,7 @@ class ProbabilityFlow(eqx.Module):
     ) -> Float[Array, "*event"]:
         """Carry one event of data to noise: the inverse of `decode`."""
         velocity = self._velocity(reverse)
-        x = jnp.asarray(checked_array("ProbabilityFlow.encode", "x", x))
-        start = as_float(x) / self.data_scale
+        start = _event("encode", "x", x) / self.data_scale
         return self._solve(reverse, velocity, start, to_data=False)
 
     def log_prob(
@@ -144,8 +142,8 @@ class ProbabilityFlow(eqx.Module):
     ) -> Float[Array, ""]:
         """Log density of one event, in nats, in the units of `x`."""
         velocity = self._velocity(reverse)
-        x = jnp.asarray(checked_array("ProbabilityFlow.log_prob", "x", x))
-        directions, weight = self._directions(as_float(x))
+        x = _event("log_prob", "x", x)
+        directions, weight = self._directions(x)
 
         # Gradients recompute it: what its products hold for all steps at once would fill
         # the memory, and to fetch it takes longer than to compute it anew.
@@ -209,9 +207,16 @@ class ProbabilityFlow(eqx.Module):
             cos, sin = jnp.cos(angle), jnp.sin(angle)
             x = u * scale / jnp.hypot(cos, scale * sin)
             x0_hat = reverse.denoise(x, schedule.time(jnp.arctan2(scale * sin, cos)))
-            return (cos * u - x0_hat / scale) / sin
+            # A process in double precision must not drag an event of single there.
+            return ((cos * u - x0_hat / scale) / sin).astype(u.dtype)
 
         return velocity
+
+
+def _event(method: str, name: str, value: Array) -> Float[Array, "*event"]:
+    """An event in single precision at least: in half, the steps of the grid are lost."""
+    x = as_float(jnp.asarray(checked_array(f"ProbabilityFlow.{method}", name, value)))
+    return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
 
 
 def _runge_kutta_step(

@@ -362,7 +362,11 @@ def test_bit_kl_has_no_closed_form_to_a_mixture():
         forward.kl(forward.terminal((3,)), mixture)
 
 
-@pytest.mark.parametrize("rate", [0.0, 1.0, -0.2, 1.5, float("nan")])
+@pytest.mark.parametrize(
+    "rate",
+    [0.0, 1.0, -0.2, 1.5, float("nan"), jnp.array([0.5, 1.0])],
+    ids=str,
+)
 def test_bit_rate_must_be_a_probability(rate):
     with pytest.raises(ValueError, match=r"rate must lie in \(0, 1\)"):
         BernoulliForward(signal_linear(), rate)

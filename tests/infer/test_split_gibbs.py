@@ -384,6 +384,11 @@ def test_a_schedule_that_ends_below_the_first_width_is_refused():
 
     with pytest.raises(Exception, match="must not exceed the ratio of noise to signal"):
         run(nd.infer.SplitGibbs(model, initial_rho=6.0), Y[0, :1], num_samples=1)
+    # The one that is too large is blamed.
+    with pytest.raises(Exception, match="SplitGibbs: initial_rho must not exceed"):
+        run(nd.infer.SplitGibbs(model, initial_rho=6.0), Y[0, :1], num_samples=1)
+    with pytest.raises(Exception, match="SplitGibbs: rho must not exceed"):
+        run(nd.infer.SplitGibbs(model, rho=6.0, annealing=0.0), Y[0, :1], num_samples=1)
 
 
 @pytest.mark.parametrize(

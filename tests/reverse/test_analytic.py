@@ -126,6 +126,62 @@ def test_gaussian_refuses_a_covariance_that_is_not_positive(eigenvalue):
         GaussianReverse(forward, jnp.zeros(2), jnp.diag(jnp.array([1.0, eigenvalue])))
 
 
+def test_gaussian_can_be_built_inside_a_traced_program():
+    """As in a model whose prior's mean is a latent; what is known is checked."""
+    x, forward = jnp.array([0.3, -0.2]), GaussianForward(cosine())
+
+    @jax.jit
+    def denoised(mean, eigenvalue):
+        covariance = jnp.diag(jnp.stack([1.0, eigenvalue]))
+        return GaussianReverse(forward, mean, covariance).denoise(x, 0.5)
+
+    outside = GaussianReverse(forward, x, jnp.diag(jnp.array([1.0, 2.0])))
+    np.testing.assert_allclose(denoised(x, 2.0), outside.denoise(x, 0.5), atol=1e-12)
+    wrong = -jnp.eye(2)
+    with pytest.raises(ValueError, match="covariance must be positive definite"):
+        jax.jit(lambda mean: GaussianReverse(forward, mean, wrong).mean)(x)
+
+
+def test_gaussian_refuses_a_covariance_that_is_not_symmetric():
+    covariance = jnp.array([[1.0, 0.5], [0.0, 1.0]])
+    with pytest.raises(ValueError, match="covariance must be symmetric"):
+        GaussianReverse(GaussianForward(cosine()), jnp.zeros(2), covariance)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"weights": [0.5, 0.6]}, "weights must sum to one, got a sum of 1.1"),
+        ({"weights": [1.5, -0.5]}, "weights must be .* above 0"),
+        ({"weights": [np.nan, 1.0]}, "weights must be .* above 0"),
+        ({"scales": [[1.0], [0.0]]}, "scales must be .* above 0"),
+        ({"means": [[0.0], [np.inf]]}, "means must be .*finite"),
+    ],
+    ids=str,
+)
+def test_mixtures_of_no_law_are_refused(wrong, message):
+    """Their draws and denoisers were not a number, or those of another law."""
+    right = {"weights": [0.5, 0.5], "means": [[0.0], [1.0]], "scales": [[1.0], [1.0]]}
+    arrays = {name: jnp.array(value) for name, value in (right | wrong).items()}
+    with pytest.raises(ValueError, match=f"MixtureReverse: {message}"):
+        MixtureReverse(GaussianForward(cosine()), **arrays)
+
+
+@pytest.mark.parametrize(
+    ("weights", "patterns", "message"),
+    [
+        ([0.5, 0.6], [[0.0], [1.0]], "weights must sum to one"),
+        ([0.5, 0.5], [[0.0], [0.5]], r"patterns must be made of the values \[0, 1\]"),
+    ],
+    ids=["weights", "patterns"],
+)
+def test_patterns_of_no_law_are_refused(weights, patterns, message):
+    with pytest.raises(ValueError, match=f"BinaryPatternsReverse: {message}"):
+        BinaryPatternsReverse(
+            BernoulliForward(cosine()), jnp.array(weights), jnp.array(patterns)
+        )
+
+
 # Mixture, one dimension, by quadrature
 
 X = np.linspace(-6.0, 6.0, 12001)
