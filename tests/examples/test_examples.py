@@ -53,6 +53,8 @@ def test_inpaint_digits(tmp_path, capsys):
         assert (tmp_path / name).stat().st_size > 1000
 
 
+# Of four particles few founders are left, which is warned of.
+@pytest.mark.filterwarnings("ignore:TwistedSMC. of 4 values")
 @pytest.mark.slow  # compiles the chain twice
 def test_separate_digits(tmp_path, capsys):
     idata = load_example("separate_digits").main(
