@@ -12,6 +12,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -63,14 +64,16 @@ QUICK += ("infer.ParticleGibbs", "infer.SplitGibbs", "infer.FlowReparam", "handl
 @functools.cache
 def report(chosen):
     """What the program finds for the rows whose names hold one of some words."""
-    done = subprocess.run(
-        [sys.executable, PROGRAM, *chosen],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    # A text is a fine name for a file to save to: such files are to go with the folder.
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [sys.executable, PROGRAM, *chosen],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
 
