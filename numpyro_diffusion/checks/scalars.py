@@ -67,24 +67,22 @@ def checked_integer(
     return found
 
 
-def checked_num_steps(caller: str, value: Any, name: str = "num_steps") -> int:
-    """A number of steps: a positive integer, not above `MAX_NUM_STEPS`.
+def checked_num_steps(
+    caller: str, value: Any, name: str = "num_steps", minimum: int = 1
+) -> int:
+    """A number of steps: an integer of at least a minimum, not above `MAX_NUM_STEPS`.
 
     Args:
         caller: Class or function that was called, for the message.
         value: What came.
         name: Its argument, for the message.
+        minimum: The least that is allowed.
 
     Raises:
         TypeError: `value` is not an integer, or not known before the program runs.
-        ValueError: It is not positive, or too large.
+        ValueError: It is too small, or too large.
     """
-    found = checked_integer(caller, name, value)
-    if found > MAX_NUM_STEPS:
-        raise ValueError(
-            f"{caller}: {name} must be at most {MAX_NUM_STEPS}, got {value!r}."
-        )
-    return found
+    return checked_integer(caller, name, value, minimum, MAX_NUM_STEPS)
 
 
 def checked_real(

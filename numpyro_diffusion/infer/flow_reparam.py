@@ -36,7 +36,7 @@ from numpyro.infer.reparam import Reparam
 from numpyro_diffusion.checks import (
     checked_callable,
     checked_instance,
-    checked_integer,
+    checked_num_steps,
 )
 from numpyro_diffusion.model.messengers import unwrapped
 from numpyro_diffusion.model.sites import traced
@@ -67,8 +67,8 @@ class FlowReparam(Reparam):
     The other settings of the flow are those of the site's prior, `prior.flow`.
 
     Raises:
-        ValueError: `num_steps` is not positive; when the model runs, the site is
-            observed, or has a value already, or its prior is masked.
+        ValueError: `num_steps` is not positive, or more than a million; when the model
+            runs, the site is observed, or has a value already, or its prior is masked.
         TypeError: `solver` is not an explicit Runge-Kutta method; when the model runs,
             the site's prior is not a `DiffusionPrior` over real numbers.
 
@@ -101,7 +101,7 @@ class FlowReparam(Reparam):
         self, num_steps: int = 20, *, solver: diffrax.AbstractERK | None = None
     ) -> None:
         try:
-            num_steps = checked_integer("FlowReparam", "num_steps", num_steps)
+            num_steps = checked_num_steps("FlowReparam", num_steps)
         except TypeError as error:
             raise ValueError(str(error)) from None
         if solver is not None and not isinstance(solver, diffrax.AbstractERK):

@@ -31,7 +31,7 @@ from jaxtyping import Array, Float, Num
 from numpyro_diffusion.checks import (
     checked_callable,
     checked_instance,
-    checked_integer,
+    checked_num_steps,
 )
 from numpyro_diffusion.forward import (
     AbstractForward,
@@ -77,7 +77,7 @@ class KernelReverse(AbstractTrainableReverse):
         error: Measured denoising error, for guidance; `fit` measures it.
 
     Raises:
-        ValueError: `num_steps` is less than 2.
+        ValueError: `num_steps` is less than 2, or more than a million.
         TypeError: The readout does not fit the forward process.
     """
 
@@ -103,7 +103,7 @@ class KernelReverse(AbstractTrainableReverse):
             caller, "forward", forward, AbstractForward, "GaussianForward(schedule)"
         )
         checked_callable(caller, "network", network, "paper2015.networks.RBFNet(...)")
-        num_steps = checked_integer(caller, "num_steps", num_steps)
+        num_steps = checked_num_steps(caller, num_steps, minimum=2)
         if error is not None:
             checked_instance(
                 caller, "error", error, DenoisingError, "denoising_error(...)"
@@ -118,10 +118,6 @@ class KernelReverse(AbstractTrainableReverse):
                 f"KernelReverse: {type(readout).__name__} does not fit "
                 f"{type(forward).__name__}; BitReadout and PlainBitReadout are for "
                 "Bernoulli diffusion, the others for Gaussian."
-            )
-        if num_steps < 2:
-            raise ValueError(
-                f"KernelReverse: num_steps must be at least 2, got {num_steps}."
             )
         self.forward = forward
         self.network = network
