@@ -78,8 +78,10 @@ def evidence_runs(
         An `xarray.Dataset` with `log_evidence` of each `run` and what it took its `error`
         for; `log_mean`, the log of the mean estimate, as it stands after each run; and
         `log_mean_error`, its standard error from the scatter of the runs (not a number if
-        none of them found any evidence). If the scatter is larger than the runs' own
-        errors, or `log_mean` climbs with single runs, most runs have missed what matters.
+        none of them found any evidence). The attribute `log_evidence_rest` is what belongs
+        to no single problem, as in `TwistedSMCPosterior`. If the scatter is larger than
+        the runs' own errors, or `log_mean` climbs with single runs, most runs have missed
+        what matters.
 
     Raises:
         TypeError: `num_runs` is not an integer.
@@ -115,4 +117,5 @@ def evidence_runs(
             "log_mean_error": (inner, scatter),
         },
         {"run": np.arange(num_runs)},
+        {"log_evidence_rest": float(runs[0].log_evidence_rest)},
     )
