@@ -15,66 +15,20 @@ digits that training never saw:
 import argparse
 import datetime
 import math
-import os
-import platform
 from pathlib import Path
 
 import jax
 import numpy as np
+from measures import (
+    bits_per_pixel,
+    gaussian_bits_per_pixel,
+    origin,
+    save_picture,
+    two_sample_accuracy,
+)
 
 import numpyro_diffusion as nd
-from numpyro_diffusion.datasets import Digits, digits
-
-
-def bits_per_pixel(log2_density: np.ndarray, data: Digits) -> float:
-    """Bits per pixel of the integer digits, from the density of standardised ones."""
-    return float(data.scaling.log2_scale - np.mean(log2_density) / 64)
-
-
-def gaussian_bits_per_pixel(data: Digits) -> float:
-    """The baseline: one Gaussian with full covariance, fitted to the training digits."""
-    train = np.asarray(data.train, float).reshape(-1, 64)
-    test = np.asarray(data.test, float).reshape(-1, 64)
-    mean, covariance = train.mean(0), np.cov(train.T) + 1e-3 * np.eye(64)
-    residual = test - mean
-    quadratic = np.einsum("ni,ni->n", residual @ np.linalg.inv(covariance), residual)
-    log_det = np.linalg.slogdet(2 * math.pi * covariance)[1]
-    return bits_per_pixel(-0.5 * (quadratic + log_det) / math.log(2), data)
-
-
-def two_sample_accuracy(first: np.ndarray, second: np.ndarray) -> float:
-    """Five-fold accuracy of a neural classifier that tells two samples apart."""
-    from sklearn.model_selection import cross_val_score
-    from sklearn.neural_network import MLPClassifier
-
-    num = min(len(first), len(second))
-    features = np.concatenate([first[:num], second[:num]]).reshape(2 * num, -1)
-    features = (features - first.reshape(len(first), -1).mean(0)) / (
-        first.reshape(len(first), -1).std(0)
-    )
-    labels = np.repeat([0, 1], num)
-    classifier = MLPClassifier((640, 640), max_iter=1000, random_state=1)
-    order = np.random.default_rng(1).permutation(2 * num)
-    return float(
-        cross_val_score(classifier, features[order], labels[order], cv=5).mean()
-    )
-
-
-def save_picture(prior: nd.DiffusionPrior, data: Digits, path: Path) -> None:
-    """Draws beside test digits."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    draws = prior.sample(jax.random.key(7), (40,))
-    figure, axes = plt.subplots(8, 10, figsize=(8, 6.6))
-    for image, axis in zip([*draws, *data.test[:40]], axes.flat, strict=True):
-        axis.imshow(data.scaling.restore(image), cmap="gray_r", vmin=0, vmax=17)
-        axis.axis("off")
-    figure.suptitle("upper half: draws from the prior; lower half: test digits")
-    figure.savefig(path, dpi=100, bbox_inches="tight")
-    plt.close(figure)
+from numpyro_diffusion.datasets import digits
 
 
 def main(
@@ -133,12 +87,10 @@ def main(
         "c2st_train_vs_test": round(
             two_sample_accuracy(np.asarray(test), np.asarray(data.train)), 3
         ),
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}, "
-        f"jax {jax.__version__}, {jax.default_backend()}",
+        **origin(),
     }
     nd.save(folder / "digits.nd", prior, card=card)
-    save_picture(prior, data, folder / "digits.png")
+    save_picture(prior, data, folder / "digits.png", ink=17.0)
     for name, value in card.items():
         print(f"{name:32} {value}")
     print(f"written: {folder / 'digits.nd'}, {folder / 'digits.png'}")

@@ -27,7 +27,7 @@ def load_example(name):
 
 
 def test_every_example_is_tested():
-    names = {path.stem for path in EXAMPLES.glob("*.py")} - {"pictures"}
+    names = {path.stem for path in EXAMPLES.glob("*.py")} - {"pictures", "measures"}
     assert names == {
         "count_photons",
         "deblur_digits",
@@ -37,6 +37,7 @@ def test_every_example_is_tested():
     }
 
 
+@pytest.mark.gate
 def test_inpaint_digits(tmp_path, capsys):
     idata = load_example("inpaint_digits").main(
         num_digits=2,
