@@ -7,7 +7,8 @@ signature does as well.
 
 from numpyro_diffusion.networks.conv import Conv
 from numpyro_diffusion.networks.mlp import MLP
+from numpyro_diffusion.networks.patched import Patched
 from numpyro_diffusion.networks.time_embedding import TimeEmbedding
 from numpyro_diffusion.networks.unet import UNet
 
-__all__ = ["MLP", "Conv", "TimeEmbedding", "UNet"]
+__all__ = ["MLP", "Conv", "Patched", "TimeEmbedding", "UNet"]
