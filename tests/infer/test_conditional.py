@@ -119,6 +119,65 @@ def test_control_a_given_trajectory_that_is_not_held_is_rejected(monkeypatch):
     assert z_scores(draw.path).max() > 2 * LIMIT
 
 
+def after_a_proposal(num_particles, below=1.0, evidence=lambda found: found):
+    """Exact draws, after a conditional sweep and a proposal by a run of its own."""
+
+    def both(keys, path):
+        settings = (GRID, num_particles, below)
+        model = (REVERSE, UNTWISTED, log_likelihood)
+        draw = room.conditional_smc(keys[0], *model, path, *settings)
+        draw = draw._replace(log_evidence=evidence(draw.log_evidence))
+        return room.independent_smc(keys[1], *model, draw, *settings)
+
+    return jax.jit(both)(jax.random.split(jax.random.key(0)), exact_paths())
+
+
+@pytest.mark.parametrize(("num_particles", "below"), [(2, 1.0), (8, 0.5)])
+def test_independent_proposals_leave_the_posterior_invariant(num_particles, below):
+    draw = after_a_proposal(num_particles, below)
+    assert z_scores(draw.path).max() < LIMIT
+    assert 0.3 < draw.moved.mean() < 0.95
+
+
+def test_control_proposals_that_are_all_taken_are_rejected():
+    draw = after_a_proposal(2, evidence=lambda found: found - 1e6)
+    assert draw.moved.all()
+    assert z_scores(draw.path).max() > 2 * LIMIT
+
+
+def test_control_proposals_against_the_exact_evidence_are_rejected():
+    """The current run's own estimate belongs into the ratio, not the true value."""
+    mean, covariance = trajectory_posterior()
+    zeros = np.zeros(NUM_TIMES)
+    at_zero = float(log_likelihood(jnp.zeros((1, 1, 1)))[0])
+    log_prior = sum(
+        float(
+            REVERSE.transition(jnp.zeros(1), t=GRID[k], s=GRID[k - 1]).log_prob(
+                jnp.zeros(1)
+            )
+        )
+        for k in range(1, NUM_TIMES)
+    ) + float(dist.Normal().log_prob(0.0))
+    posterior = dist.MultivariateNormal(jnp.asarray(mean), jnp.asarray(covariance))
+    exact = log_prior + at_zero - float(posterior.log_prob(jnp.asarray(zeros)))
+    draw = after_a_proposal(2, evidence=lambda found: jnp.full_like(found, exact))
+    assert z_scores(draw.path).max() > 2 * LIMIT
+
+
+def test_a_run_that_finds_nothing_is_not_taken():
+    """Neither from a trajectory of some weight nor from one of none."""
+    path = exact_paths(50)
+    nothing = lambda stack: jnp.full(len(stack), -jnp.inf)
+    settings = (GRID, 3, 0.5)
+    draw = sweep(path, UNTWISTED, 3, 0.5)
+    for current in (draw, draw._replace(log_evidence=jnp.full(50, -jnp.inf))):
+        found = room.independent_smc(
+            jax.random.key(2), REVERSE, UNTWISTED, nothing, current, *settings
+        )
+        assert not found.moved.any()
+        np.testing.assert_array_equal(found.path, current.path)
+
+
 def test_a_problem_that_does_not_move_keeps_x0_and_its_path():
     path = exact_paths(200)
     draw = sweep(path, UNTWISTED, 4, 1.0)
