@@ -24,13 +24,13 @@ WRONG = nd.DenoisingReverse(
 X0 = 1.2
 
 
-def conditional_moments(reverse, x0):
-    """Mean and covariance of (x_1, ..., x_T) given x_0 under the reverse chain."""
+def conditional_moments(reverse, x_k, level=0):
+    """Mean and covariance of (x_{k+1}, ..., x_T) given x_k under the reverse chain."""
     # x_{k-1} = a_k x_k + noise of variance v_k, x_T ~ N(0, 1): a linear system.
     num = len(GRID) - 1
     precision = np.zeros((num + 1, num + 1))
     precision[num, num] = 1.0
-    for k in range(num, 0, -1):
+    for k in range(num, level, -1):
         law = lambda x, k=k: reverse.transition(
             jnp.array([x]), t=GRID[k], s=GRID[k - 1]
         )
@@ -39,15 +39,16 @@ def conditional_moments(reverse, x0):
         row = np.zeros(num + 1)
         row[k - 1], row[k] = 1.0, -slope
         precision += np.outer(row, row) / variance
-    covariance = np.linalg.inv(precision[1:, 1:])
-    return -covariance @ precision[1:, 0] * x0, covariance
+    end = level + 1
+    covariance = np.linalg.inv(precision[end:, end:])
+    return -covariance @ precision[end:, level] * x_k, covariance
 
 
-def run(num_sweeps=8000, num_paths=4):
+def run(num_sweeps=8000, num_paths=4, level=0):
     path = jnp.full((len(GRID), 1, 1, 1), X0)
 
     def sweep(path, key):
-        new = refresh_path(key, WRONG, path, GRID, num_paths)
+        new = refresh_path(key, WRONG, path, GRID, num_paths, level)
         return new.path, (new.path[:, 0, 0, 0], new.refreshed)
 
     keys = jax.random.split(jax.random.key(0), num_sweeps)
@@ -56,32 +57,62 @@ def run(num_sweeps=8000, num_paths=4):
     return np.asarray(paths)[100:]
 
 
-def scores(paths):
-    assert (paths[:, 0] == X0).all()
-    mean, covariance = conditional_moments(WRONG, X0)
-    centred = paths[:, 1:] - mean
+def scores(paths, level=0):
+    assert (paths[:, : level + 1] == X0).all()
+    mean, covariance = conditional_moments(WRONG, X0, level)
+    fresh = paths[:, level + 1 :]
+    centred = fresh - mean
     return np.abs(
         np.concatenate(
             [
-                mean_z_scores(paths[:, 1:], mean),
+                mean_z_scores(fresh, mean),
                 mean_z_scores(centred**2, np.diag(covariance)),
             ]
         )
     )
 
 
-def test_the_law_given_x0_stays_invariant():
-    assert scores(run()).max() < 4.5  # 8 scores: fails by luck once in 10,000 seeds
+@pytest.mark.parametrize("level", [0, 1, 3])
+def test_the_law_given_x_k_stays_invariant(level):
+    # 8 scores at most: fails by luck once in 10,000 seeds.
+    assert scores(run(level=level), level).max() < 4.5
 
 
-def test_control_unweighted_proposals_are_rejected(monkeypatch):
-    monkeypatch.setattr(room, "_log_weights", lambda _, p, __: jnp.zeros(p.shape[1:4]))
-    assert scores(run()).max() > 9.0
+def test_a_level_that_is_drawn_serves_as_well():
+    """One program for all levels: each renews what is above it, and nothing else."""
+    path = jnp.full((len(GRID), 1, 1, 1), X0)
+    refresh = jax.jit(lambda key, k: refresh_path(key, WRONG, path, GRID, 50, k).path)
+    for level in range(4):
+        key = jax.random.key(level)
+        got = refresh(key, jnp.array(level))
+        known = refresh_path(key, WRONG, path, GRID, 50, level).path
+        np.testing.assert_allclose(got, known, rtol=1e-12)
+        assert (got[: level + 1] == X0).all()
+        assert (got[level + 1 :] != X0).all()
+
+
+@pytest.mark.parametrize("level", [0, 1])
+def test_control_unweighted_proposals_are_rejected(monkeypatch, level):
+    monkeypatch.setattr(room, "_log_ratio", lambda *_: jnp.zeros(()))
+    assert scores(run(level=level), level).max() > 9.0
+
+
+@pytest.mark.parametrize(
+    ("level", "error", "message"),
+    [
+        (4, ValueError, "level must be at most 3, got 4"),
+        (-1, ValueError, "level must be an integer of at least 0, got -1"),
+    ],
+)
+def test_levels_that_are_none_are_refused(level, error, message):
+    path = jnp.full((len(GRID), 1, 1, 1), X0)
+    with pytest.raises(error, match=f"refresh_path: {message}"):
+        refresh_path(jax.random.key(0), WRONG, path, GRID, 4, level)
 
 
 def test_exact_chains_always_weigh_equally():
     exact = nd.analytic.GaussianReverse(FORWARD, jnp.zeros(1), jnp.eye(1))
-    paths = jax.random.normal(jax.random.key(1), (5, 2, 1, 1, 1))
-    paths = paths.at[0, 1].set(paths[0, 0])
-    got = room._log_weights(exact, paths, GRID)[:, 0, 0]
-    assert float(got[0]) == pytest.approx(float(got[1]), abs=1e-10)
+    path = jax.random.normal(jax.random.key(1), (5, 1, 1, 1))
+    paths = jnp.repeat(path[:, None], 6, axis=1)
+    _, weights = room._proposed(jax.random.key(0), exact, paths, GRID, 0)
+    np.testing.assert_allclose(weights - weights[0], 0.0, atol=1e-10)
