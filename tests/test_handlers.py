@@ -158,6 +158,7 @@ def guided_mixture(y, sigma, covariance):
     return draws(guide(model, MomentMatching(covariance)), y, num=8000)["x"]
 
 
+@pytest.mark.gate
 def test_guided_draws_of_a_mixture_where_the_data_tell_the_component():
     """Within one component the prior is Gaussian, and the guidance exact but for steps.
 
@@ -255,6 +256,7 @@ def test_guide_errors():
         draws(guide(lambda: numpyro.sample("a", dist.Normal())), num=1)
 
 
+@pytest.mark.gate
 def test_named_site_of_several():
     def model(y):
         a = numpyro.sample("a", PRIOR)
@@ -265,6 +267,7 @@ def test_named_site_of_several():
     assert np.max(np.abs(result["a"] - result["b"])) < WIDTH
 
 
+@pytest.mark.gate
 def test_several_sites_are_drawn_jointly():
     """With y = a - b observed, by a name for both or by none; the sum keeps its prior."""
 
@@ -283,6 +286,7 @@ def test_several_sites_are_drawn_jointly():
         assert np.all(total.std(0) > 1.0)  # 1.4 and 1.3; 0 if one had stood still
 
 
+@pytest.mark.gate
 def test_a_partly_observed_site():
     """What `obs_mask` hides follows from x: three copies of x0, two of them seen."""
 

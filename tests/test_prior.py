@@ -80,6 +80,7 @@ CONTINUOUS = pytest.mark.parametrize(
 # NumPyro's own list
 
 
+@pytest.mark.gate
 @EVERY
 def test_shapes(make):
     d, key = make(), jr.key(0)
@@ -116,6 +117,7 @@ def test_log_prob_shapes_and_mask(make):
     np.testing.assert_array_equal(d.mask(False).log_prob(x), 0.0)
 
 
+@pytest.mark.gate
 @EVERY
 def test_jit_in_and_out_and_pytree_round_trip(make):
     d, key = make(), jr.key(0)
@@ -152,6 +154,7 @@ def test_equal_distributions_share_a_compilation(make):
     assert len(traces) == 1
 
 
+@pytest.mark.gate
 def test_vmap_and_scan():
     d = make_network()
     keys = jr.split(jr.key(0), 3)
@@ -284,6 +287,7 @@ def test_config_round_trip():
 # Density and draws
 
 
+@pytest.mark.gate
 def test_log_prob_is_the_exact_density():
     for d in (make_gaussian(), make_mixture()):
         x = jr.normal(jr.key(0), (20, *d.event_shape))

@@ -193,6 +193,7 @@ def relaxed_z_scores(draws, widths):
     return np.abs(np.concatenate(scores))
 
 
+@pytest.mark.gate
 def test_split_gibbs_ties_in_units_of_the_scale():
     """Five scores beyond 4.5: three in 100,000 seeds."""
     kernel = nd.infer.SplitGibbs(observed, rho=RHO)

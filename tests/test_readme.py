@@ -39,6 +39,7 @@ def python_blocks(text):
     return re.findall(r"^```python\n(.*?)^```$", text, flags=re.M | re.S)
 
 
+@pytest.mark.gate
 def test_quick_start_runs_and_visits_both_sides_of_the_ring(monkeypatch, capsys):
     marked = README.split("<!-- quickstart -->")[1]
     code = python_blocks(marked)[0]
@@ -90,12 +91,14 @@ def files_shown(text):
     )
 
 
+@pytest.mark.gate
 @pytest.mark.usefixtures("beside_the_files")
 def test_extending_page_runs():
     names = ran("extending")
     assert names["draw"].shape == (2, 1, 3)
 
 
+@pytest.mark.gate
 @pytest.mark.usefixtures("beside_the_files")
 @pytest.mark.parametrize("name", DOORS)
 def test_page_of_a_door_shows_a_file_and_runs(name):

@@ -96,6 +96,7 @@ def check(outcomes):
     assert 20 * len(internal) <= len(outcomes)
 
 
+@pytest.mark.gate
 def test_wrong_arguments_are_named():
     check(library(QUICK))
 

@@ -138,6 +138,7 @@ class Softmax(eqx.Module):
         return jax.nn.softmax(self.network(x, t))
 
 
+@pytest.mark.gate
 def test_states_are_learned():
     keys = jax.random.split(jax.random.key(3), 4)
     data = np.stack(
@@ -184,6 +185,7 @@ def chain_moments(reverse, num_steps):
     return float(mean[0]), float(variance[0])
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("eta", [1.0, 0.5])
 def test_ddim_draws_and_conditions_as_its_own_chain(eta):
     reverse = DDIM(GAUSSIAN, eta)
@@ -198,6 +200,7 @@ def test_ddim_draws_and_conditions_as_its_own_chain(eta):
         np.testing.assert_allclose([mean, variance], [MEAN, SCALE**2], rtol=1e-6)
 
 
+@pytest.mark.gate
 def test_ddim_wraps_a_trained_process(trained_gaussian):
     prior = nd.DiffusionPrior(DDIM(trained_gaussian, 0.5), (1,), num_steps=50)
     assert_learned_draws(prior.sample(jax.random.key(5), (4000,)))
@@ -321,6 +324,7 @@ def test_edm_refuses_what_it_does_not_fit():
         nd.DenoisingReverse(bits, exact_f, EDMPrediction())
 
 
+@pytest.mark.gate
 def test_edm_is_learned():
     start = untrained(SHORT, EDMPrediction())
     exact = nd.analytic.GaussianReverse(

@@ -61,6 +61,7 @@ def test_the_objective_of_the_exact_denoiser_is_a_known_integral():
     assert abs(0.5 - exact) > 5 * error  # a control: every weight one
 
 
+@pytest.mark.gate
 def test_the_objective_trains_to_the_exact_denoiser():
     """A weight of the level alone moves no minimum.
 
@@ -124,6 +125,7 @@ def test_the_schedule_is_undone_by_its_inverse(steepness):
     assert np.abs(other - t).max() > 1e-3  # a control: another curve's inverse
 
 
+@pytest.mark.gate
 def test_the_schedule_carries_an_exact_chain():
     forward = nd.GaussianForward(Sigmoid())
     reverse = nd.analytic.GaussianReverse(
@@ -174,6 +176,7 @@ def test_the_network_learns_a_curve_from_its_places(curves):
     assert distance(nowhere, CURVES, x) > 0.2
 
 
+@pytest.mark.gate
 def test_the_network_is_a_prior(curves):
     prior, num = nd.DiffusionPrior(curves, (6,), num_steps=50), 4000
     draws = prior.sample(jax.random.key(8), (num,))
@@ -245,6 +248,7 @@ def misses(guidance):
     return float(jnp.abs(evidence)), float(jnp.abs(means).max())
 
 
+@pytest.mark.gate
 def test_the_weights_make_the_guidance_exact():
     """Two correlated entries, one of them seen: one variance for all is not their law.
 

@@ -192,6 +192,7 @@ def agrees(moments, printed):
     )
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize(
     ("guidance", "sigma_d", "mean", "variance"),
     [
@@ -223,6 +224,7 @@ def test_constant_guide_tends_to_the_squared_likelihood_and_expected_does_not():
         np.testing.assert_allclose(steps * (mean - 0.5), 0.25, atol=0.02)
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("factorised", [False, True], ids=["full", "factorised"])
 def test_inpainting_numbers(factorised):
     """Correlation 0.8, the second coordinate known to be 1.
@@ -360,6 +362,7 @@ def test_isotropic_is_exact_for_an_isotropic_prior():
         np.testing.assert_allclose(ours[1], tweedie[1], atol=1e-8)
 
 
+@pytest.mark.gate
 def test_mean_is_the_mode_under_a_nonlinear_likelihood(getkey):
     reverse, x = gaussian(), jr.normal(getkey(), (1, 2, 3))
     data = jr.normal(getkey(), (1, 2, 3))
@@ -454,6 +457,7 @@ def test_no_step_ends_lower_than_it_began():
     assert all(last > first for first, *_, last in twists)
 
 
+@pytest.mark.gate
 def test_the_twist_of_a_nonlinear_likelihood_is_differentiable_twice(getkey):
     reverse, x = gaussian(), 0.3 * jr.normal(getkey(), (1, 1, 3))
     # Log-concave and smooth, so that the mode moves smoothly with x.

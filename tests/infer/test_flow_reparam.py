@@ -158,6 +158,7 @@ def quadrature_moments(y):
     return [np.sum(weight * f) / weight.sum() for f in (x, x**2, log_sigma)]
 
 
+@pytest.mark.gate
 def test_nuts_with_an_unknown_noise_scale_agrees_with_quadrature():
     y = jnp.array([0.1, -0.5, 0.4, -0.9])[:, None]
     draws = nuts(reparam_diffusion(unknown_scale, FlowReparam(12)), y)
@@ -175,6 +176,7 @@ def two_sources(y=None):
     numpyro.sample("y", dist.Normal(a + b.sum(0), SIGMA).to_event(1), obs=y)
 
 
+@pytest.mark.gate
 def test_several_sites_of_several_shapes():
     y = np.array([3.0, -2.0])
     draws = nuts(reparam_diffusion(two_sources), jnp.array(y), num_samples=1000)

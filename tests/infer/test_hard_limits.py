@@ -117,6 +117,7 @@ def test_dps_does_not_see_what_is_under_a_mask():
     assert jnp.all(jnp.isfinite(ours.log_weights))
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("guidance", MATCHING, ids=IDS)
 def test_the_same_for_guided_draws_and_particle_gibbs(guidance):
     y = jnp.asarray(Y)

@@ -111,6 +111,7 @@ def test_control_a_kernel_that_always_moves_is_rejected(monkeypatch):
     assert gaussian_z_scores(draws).max() > 2 * LIMIT
 
 
+@pytest.mark.gate
 def test_mixture_posterior_has_the_exact_mode_weights():
     weights = jnp.array([0.3, 0.7])
     means = jnp.array([[-1.0, 0.5], [1.0, -0.5]])
@@ -139,6 +140,7 @@ def test_mixture_posterior_has_the_exact_mode_weights():
     assert np.abs(mean_z_scores(draws[:, 1] > 0, sign)).max() < LIMIT
 
 
+@pytest.mark.gate
 def test_joint_posterior_of_value_and_scale_by_quadrature():
     reverse = nd.analytic.GaussianReverse(FORWARD, jnp.zeros(1), jnp.eye(1))
     prior = nd.DiffusionPrior(reverse, (1,), num_steps=8)
@@ -220,6 +222,7 @@ def test_a_marked_prior_that_depends_on_another_latent_is_refused():
         run(Gibbs(blocks), jnp.array([1.5]), num_samples=1)
 
 
+@pytest.mark.gate
 def test_two_diffusion_sites_in_two_blocks():
     """y = x1 + x2 + noise: the posterior of the difference is the prior's."""
     reverse = nd.analytic.GaussianReverse(FORWARD, jnp.zeros(1), jnp.eye(1))
@@ -245,6 +248,7 @@ def test_two_diffusion_sites_in_two_blocks():
     assert np.abs(mean_z_scores(products, expected)).max() < LIMIT
 
 
+@pytest.mark.gate
 def test_binary_patterns_by_enumeration():
     patterns = jnp.array(
         [[1.0, 0, 0, 1, 0, 0], [0, 1.0, 0, 0, 1, 0], [0, 0, 1.0, 0, 0, 1]]
@@ -268,6 +272,7 @@ def test_binary_patterns_by_enumeration():
     assert np.abs(mean_z_scores(found, jax.nn.softmax(log_post))).max() < LIMIT
 
 
+@pytest.mark.gate
 def test_plate_elements_and_copies_have_the_right_shapes():
     def copies(y):
         x = numpyro.sample("x", GAUSSIAN.expand([3]))
@@ -282,6 +287,7 @@ def test_plate_elements_and_copies_have_the_right_shapes():
 
 
 # NumPyro donates the buffers of extra fields, which chains under vmap cannot reuse.
+@pytest.mark.gate
 @pytest.mark.filterwarnings("ignore:Some donated buffers were not usable")
 @pytest.mark.parametrize(
     "chain_method",
@@ -365,6 +371,7 @@ print("same")
     assert done.stdout.strip() == "same", done.stderr
 
 
+@pytest.mark.gate
 def test_chains_as_one_array_are_refused_with_what_works_instead():
     """It was a key error of `split`; NumPyro's Gibbs says the same of itself."""
     kernel = nd.infer.ParticleGibbs(plated_model, num_particles=2)

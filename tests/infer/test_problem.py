@@ -50,6 +50,7 @@ def exact(model):
     return mean, dist.MultivariateNormal(jnp.zeros(3), marginal).log_prob(DATA)
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("model", OPERATORS)
 def test_elements_that_the_model_couples_by_smc(model):
     """Taken for independent because they stand in a plate, they came out wrong.
@@ -70,6 +71,7 @@ def test_elements_that_the_model_couples_by_smc(model):
     assert np.any(np.abs(x.mean(0) - np.asarray(DATA) / 1.25) > 12 * errors)
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("model", OPERATORS)
 def test_elements_that_the_model_couples_by_particle_gibbs(model):
     kernel = nd.infer.ParticleGibbs(model, num_particles=8, guidance=TWEEDIE)
@@ -103,6 +105,8 @@ def test_the_evidence_holds_what_stands_outside_of_the_plates():
         posterior.log_evidence_total, posterior.log_evidence.sum() + rest, rtol=1e-12
     )
     assert abs(posterior.log_evidence_total - (-8.280)) < float(errors.sum()) + 1e-3
+    runs = nd.infer.evidence_runs(jax.random.key(1), smc, 2, jnp.ones(2))
+    assert runs.attrs["log_evidence_rest"] == pytest.approx(float(rest), rel=1e-12)
     # With one element nothing is outside: the evidence is that of the whole.
     assert whole_problem(model, None, (jnp.ones(2),), {}, "me").rest() == rest
     assert Problem(differences, ["x"], (DATA,), {}).rest() == 0.0
@@ -114,6 +118,7 @@ def two(y):
     numpyro.sample("y", dist.Normal(a + b, SIGMA).to_event(1), obs=y)
 
 
+@pytest.mark.gate
 def test_all_sites_move_jointly_if_none_is_named():
     """In each kernel; `ParticleGibbs` wanted a name."""
     kernel = nd.infer.ParticleGibbs(two, num_particles=8, guidance=TWEEDIE)
@@ -130,6 +135,7 @@ def test_all_sites_move_jointly_if_none_is_named():
     assert chosen_sites(two, (jnp.ones(1),), {}, None, "me") == ["a", "b"]
 
 
+@pytest.mark.gate
 def test_two_blocks_that_name_no_site():
     """Each moves the one that the other does not have."""
     kernel = Gibbs([(nd.infer.ParticleGibbs(two), [name]) for name in ("a", "b")])
@@ -146,6 +152,7 @@ def partly(y, mask):
     numpyro.sample("y", dist.Normal(x[0], SIGMA).expand([3]), obs=y, obs_mask=mask)
 
 
+@pytest.mark.gate
 def test_a_partly_observed_site_by_particle_gibbs():
     """What `obs_mask` hides follows from x, and is drawn with it.
 

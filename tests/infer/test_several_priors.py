@@ -56,6 +56,7 @@ def evidence(sigma):
     return float(dist.MultivariateNormal(SUM @ MEAN, marginal).log_prob(Y))
 
 
+@pytest.mark.gate
 def test_sources_of_two_kinds_move_jointly_in_one_smc():
     """Priors with schedules of their own: all moments, and the evidence, of a Gaussian.
 
@@ -97,6 +98,7 @@ def test_the_joint_evidence_whatever_proposes(guidance):
     assert abs(posterior.log_evidence - evidence(SIGMA)) < bound
 
 
+@pytest.mark.gate
 def test_a_joint_process_is_its_parts_side_by_side():
     joint = jointly([SECOND, FIRST], [(2, 2), (2,)])
     x = jax.random.normal(jax.random.key(0), (6,))

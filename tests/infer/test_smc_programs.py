@@ -39,6 +39,7 @@ def run(model, *args, guidance=Unguided(), num_particles=4, **kwargs):  # noqa: 
     return posterior, posterior.get_samples()
 
 
+@pytest.mark.gate
 def test_equal_samplers_share_one_program():
     """A new sampler, or another number, once compiled twice anew and kept it all."""
     traces = []

@@ -300,6 +300,7 @@ def test_a_given_start_is_kept_and_not_annealed():
 
 
 # NumPyro donates the buffers of extra fields, which chains under vmap cannot reuse.
+@pytest.mark.gate
 @pytest.mark.filterwarnings("ignore:Some donated buffers were not usable")
 @pytest.mark.parametrize(
     "chain_method",
@@ -404,6 +405,7 @@ def test_bad_arguments_are_named(arguments, message):
         nd.infer.SplitGibbs(plated_model, **arguments)
 
 
+@pytest.mark.gate
 def test_names_under_a_scope_are_prefixed_once():
     model = handlers.scope(plated_model, prefix="a")
     kernel = nd.infer.SplitGibbs(model, rho=0.3)

@@ -88,6 +88,7 @@ def test_evidence_is_unbiased(name, below):
         assert share == pytest.approx(below * 11 / 12)
 
 
+@pytest.mark.gate
 def test_controls_of_the_evidence(monkeypatch):
     """The squared likelihood, and weights forgotten at every step, are told apart."""
     assert abs(ratio_z_score(many_runs(ISOTROPIC, power=2.0))) > 8
@@ -123,6 +124,7 @@ def variance_z_score(result, factor=1.0):
     return excess.mean() / (excess.std() / math.sqrt(len(excess)))
 
 
+@pytest.mark.gate
 def test_error_of_the_evidence_from_one_run():
     """Against the spread over runs, whose exact mean is known.
 
@@ -135,6 +137,7 @@ def test_error_of_the_evidence_from_one_run():
     assert variance_z_score(plain, 2.0) > 8
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize(
     ("name", "below"), [("isotropic", 1.0), ("unguided", 0.5), ("unguided", 1.0)]
 )
@@ -209,6 +212,7 @@ def test_draws_and_evidence_of_a_gaussian():
     assert np.any(np.abs(x.mean(0) - wrong) > error)  # the control: a power of sigma
 
 
+@pytest.mark.gate
 def test_mixture_posterior_has_the_exact_mode_weights():
     weights, scales = jnp.array([0.3, 0.7]), jnp.full((2, 2), 0.4)
     means = jnp.array([[-1.0, 0.5], [1.0, -0.5]])
@@ -247,6 +251,7 @@ STANDARD = nd.analytic.GaussianReverse(FORWARD, jnp.zeros(1), jnp.eye(1))
 NOISY_Y = jnp.array([1.2, 0.3, 0.8, 1.9])
 
 
+@pytest.mark.gate
 def test_another_latent_travels_with_the_particles():
     """x and the noise scale, and the evidence, by quadrature."""
     posterior = nd.infer.TwistedSMC(noisy, num_particles=8192).run(jr.key(0), NOISY_Y)
@@ -273,6 +278,7 @@ def test_another_latent_travels_with_the_particles():
         assert abs(draws.mean() - mean) < 6 * sd / math.sqrt(num / 10)
 
 
+@pytest.mark.gate
 def test_plates_are_problems_of_their_own():
     ys = jnp.array([[1.2], [-0.5], [3.0]])
 
@@ -296,6 +302,7 @@ def test_plates_are_problems_of_their_own():
         assert np.all(np.abs(x[:, i].mean(0) - mean) < error)
 
 
+@pytest.mark.gate
 def test_batches_and_chunks_change_nothing():
     run = lambda **options: nd.infer.TwistedSMC(
         linear, num_particles=64, **options
@@ -309,6 +316,7 @@ def test_batches_and_chunks_change_nothing():
         )
 
 
+@pytest.mark.gate
 def test_one_compilation_serves_all_keys():
     """Counted in the network, which only programs call."""
     traces = []
@@ -338,6 +346,7 @@ def test_one_compilation_serves_all_keys():
     assert len(traces) > first
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize(
     "guidance",
     [None, pytest.param(nd.guidance.Unguided(), marks=pytest.mark.slow)],
@@ -384,6 +393,7 @@ def test_a_likelihood_without_derivatives():
     assert np.all(posterior.get_samples()["x"][:, 0] <= 0)
 
 
+@pytest.mark.gate
 def test_arviz_data_of_both_lines(tmp_path):
     posterior = nd.infer.TwistedSMC(noisy, num_particles=100).run(jr.key(0), NOISY_Y)
     data = posterior.to_arviz()

@@ -50,6 +50,7 @@ def root_posterior(y):
 UNGUIDED = [nd.guidance.Unguided(), nd.guidance.Unguided(power=None)]
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("guidance", UNGUIDED, ids=["twisted", "untwisted"])
 def test_a_box_has_its_probability(guidance):
     """The twist of a box is zero for most particles, and kills none of them.
@@ -65,6 +66,7 @@ def test_a_box_has_its_probability(guidance):
     assert jnp.all((x > 0.0) & (x < 1.0))
 
 
+@pytest.mark.gate
 def test_a_box_that_no_particle_meets_is_an_error():
     """Exactly the log probability is -20.7: 64 particles cannot know that."""
     smc = nd.infer.TwistedSMC(box, num_particles=64, guidance=UNGUIDED[1])
@@ -110,6 +112,7 @@ def test_values_without_a_density_count_as_zero_and_are_counted(guidance):
     assert abs(x.mean() - mean) < 5 * x.std() / math.sqrt(float(posterior.ess.min()))
 
 
+@pytest.mark.gate
 def test_particle_gibbs_draws_only_where_there_is_a_density():
     kernel = nd.infer.ParticleGibbs(root, num_particles=16, guidance=UNGUIDED[0])
     mcmc = MCMC(kernel, num_warmup=50, num_samples=2000, progress_bar=False)

@@ -77,6 +77,7 @@ METHODS = {
 }
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_the_two_models_have_the_same_draws(method):
     draws, evidence = method(in_units, Y)
@@ -87,6 +88,7 @@ def test_the_two_models_have_the_same_draws(method):
     assert np.all(np.abs(np.mean(draws, 0) - np.mean(without, 0)) > 0.1)
 
 
+@pytest.mark.gate
 def test_smc_has_the_posterior_and_the_evidence_in_units():
     """Six standard errors, of the effective number, for six numbers: 1e-8."""
     smc = nd.infer.TwistedSMC(in_units, num_particles=4096, guidance=TWEEDIE)
@@ -109,6 +111,7 @@ def test_smc_has_the_posterior_and_the_evidence_in_units():
 OTHER = nd.DiffusionPrior(REVERSE, (2,), 8, scaling=Scaling(-2.0, 3.0))
 
 
+@pytest.mark.gate
 def test_sites_in_different_units_move_jointly():
     """A sum of two, each in units of its own: the mean of both, by linear algebra."""
 

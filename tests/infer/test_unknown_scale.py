@@ -100,12 +100,14 @@ def test_control_without_the_determinant_the_least_noise_wins():
     assert posterior.log_evidence < exact - 5.0
 
 
+@pytest.mark.gate
 def test_fifty_observations_that_share_a_scale():
     y = np.random.default_rng(0).normal(0.0, np.sqrt(1.36), 50)
     posterior, scales = run(plated, jnp.asarray(y), num_particles=2048)
     check(posterior, scales, gaussian_over_scales(np.eye(50), y), 0.1, 500)
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("masked", [False, True], ids=["whole", "inpainted"])
 def test_a_scale_shared_over_an_image(masked):
     reverse = nd.analytic.MixtureReverse(
@@ -127,6 +129,7 @@ def test_a_scale_shared_over_an_image(masked):
     check(posterior, scales, exact, 0.15, 150)
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("covariance", [g.Isotropic(), g.Tweedie()], ids=["iso", "tw"])
 @pytest.mark.parametrize("kind", ["event", "plate"])
 def test_a_scale_under_a_linear_operator(covariance, kind):
@@ -160,6 +163,7 @@ def test_a_scale_under_a_linear_operator(covariance, kind):
     check(posterior, scales, exact, 0.15, 500)
 
 
+@pytest.mark.gate
 def test_a_scale_under_forty_projections_of_an_image():
     """More than the few random vectors that look for a low rank, less than entries."""
     reverse = nd.analytic.MixtureReverse(
@@ -183,6 +187,7 @@ def test_a_scale_under_forty_projections_of_an_image():
     assert len(np.unique(scales)) > 50
 
 
+@pytest.mark.gate
 def test_an_unknown_gain_of_counts():
     """y ~ Poisson(s exp(x)): the sum over x of each count by quadrature."""
     y = np.array([3, 0, 1, 7, 2, 1, 0, 4])
@@ -207,6 +212,7 @@ def test_an_unknown_gain_of_counts():
     check(posterior, scales, exact, 0.05, 1000)
 
 
+@pytest.mark.gate
 def test_few_founders_are_no_fault_where_no_latent_travels_with_them():
     """A long chain merges founders while its draws stay distinct: no warning then."""
 

@@ -100,6 +100,7 @@ def test_sites_that_move_jointly_are_all_asked():
         nd.infer.TwistedSMC(model, num_particles=4).run(jr.key(0), Y)
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize(
     ("reverse", "guidance"),
     [(normal(ERROR), MomentMatching()), (kernel(), Unguided())],

@@ -214,6 +214,7 @@ def test_denoiser_of_an_exact_chain_is_exact():
         )
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("learned_last_step", [False, True])
 def test_denoiser_does_not_depend_on_the_step_asked_for(learned_last_step):
     """Guides ask for it with s = 0 from any t, and at t = 0.
@@ -392,6 +393,7 @@ def test_bad_arguments_are_named(build, error, message):
         build()
 
 
+@pytest.mark.gate
 def test_saved_and_loaded(tmp_path):
     networks = nd.paper2015.networks
     gaussian = nd.paper2015.KernelReverse(

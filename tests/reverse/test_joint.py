@@ -57,6 +57,7 @@ def test_the_chain_draws_all_laws_independently():
     assert moment_z_scores(draws, MEAN, tied).max() > 9.0
 
 
+@pytest.mark.gate
 def test_moments_and_density_of_a_step_are_those_of_the_parts(getkey):
     x, x_s = jr.normal(getkey(), (5,)), jr.normal(getkey(), (5,))
     law = JOINT.transition(x, t=0.6, s=0.4)

@@ -33,6 +33,7 @@ def test_loss_of_the_exact_denoiser_is_the_variance_of_the_velocity():
     assert control(x0, times, keys).mean() > 1.0 + 0.5 * 0.3**2
 
 
+@pytest.mark.gate
 def test_a_trained_network_finds_the_exact_denoiser_of_a_mixture():
     exact = nd.analytic.MixtureReverse(
         FORWARD,
@@ -71,6 +72,7 @@ def test_a_trained_network_finds_the_exact_denoiser_of_a_mixture():
     assert mean > 5 * error
 
 
+@pytest.mark.gate
 def test_bits_are_learned():
     patterns = np.eye(4)[np.random.default_rng(0).integers(4, size=4000)].astype(int)
     forward = nd.BernoulliForward(nd.schedules.signal_linear(), 0.25)
@@ -95,11 +97,13 @@ def test_denoising_error_is_the_exact_one_of_a_gaussian():
     np.testing.assert_allclose(error.values, expected, rtol=5 * 2 / np.sqrt(4000))
 
 
+@pytest.mark.gate
 def test_two_runs_with_one_key_agree_and_another_key_differs():
     assert same(run(), run())
     assert not same(run(), run(key=jax.random.key(2)))
 
 
+@pytest.mark.gate
 def test_fusing_steps_does_not_change_the_result():
     one, many = run(steps_per_call=1), run(steps_per_call=30)
     np.testing.assert_allclose(one.losses, many.losses, rtol=1e-9)

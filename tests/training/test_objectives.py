@@ -47,6 +47,7 @@ def mean_and_error(function, num, seed=0):
     return moments(jr.split(jr.key(seed), num))
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize(
     ("every_step", "learned_last_step"),
     [
@@ -75,6 +76,7 @@ def test_bound_loss_is_minus_k(every_step, learned_last_step):
     assert abs(loss + K + jnp.sum(kls) / (NUM_STEPS - 1)) > limit
 
 
+@pytest.mark.gate
 def test_bound_loss_of_bits_and_of_a_denoising_process():
     bits = nd.BernoulliForward(nd.schedules.signal_linear(), 0.5)
     exact = nd.analytic.BinaryPatternsReverse(
@@ -93,6 +95,7 @@ def test_bound_loss_of_bits_and_of_a_denoising_process():
     assert -loss - 5 * error < math.log(0.5)
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize(
     "learned_last_step", [True, pytest.param(False, marks=pytest.mark.slow)]
 )
@@ -137,6 +140,7 @@ def test_too_few_steps_are_named():
 # Training on the bound
 
 
+@pytest.mark.gate
 def test_fit_trains_the_bound_and_the_schedule():
     """A one-dimensional Gaussian: K rises from L_null to near the best K of T steps."""
     data = 0.4 * jr.normal(jr.key(0), (4000, 1)) + 0.9165  # second moment 1

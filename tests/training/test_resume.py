@@ -64,6 +64,7 @@ RUNS = {
 }
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("name", RUNS)
 def test_a_killed_run_resumes_to_the_same_result(name, tmp_path, monkeypatch):
     arguments = RUNS[name](tmp_path / "data.npy")

@@ -30,6 +30,7 @@ def test_each_epoch_visits_every_event_once():
 # Arrays
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("device_bytes", [2000, 0])
 def test_blocks_from_disk_give_the_run_of_an_array_in_memory(tmp_path, device_bytes):
     np.save(tmp_path / "data.npy", gaussian().astype(np.float32))
@@ -43,6 +44,7 @@ def test_blocks_from_disk_give_the_run_of_an_array_in_memory(tmp_path, device_by
     assert not np.allclose(other.losses, whole.losses, rtol=1e-2)
 
 
+@pytest.mark.gate
 def test_no_more_of_a_large_array_is_read_than_was_allowed(monkeypatch):
     """Neither for batches nor for checks, scaling or the denoising error."""
     data = np.random.default_rng(0).normal(size=(20_000, 2))
@@ -205,6 +207,7 @@ def test_bad_sources_are_refused_with_a_sentence(error, changes, message):
 # Units
 
 
+@pytest.mark.gate
 def test_standard_scaling_is_that_of_the_events_that_are_trained_on():
     data = 40.0 + 7.0 * gaussian()
     order = np.asarray(
@@ -241,6 +244,7 @@ def test_standard_scaling_in_pieces_is_that_of_the_whole(monkeypatch):
         module.standard_scaling(Events.of("data", np.ones((9, 2))), device_bytes=0)
 
 
+@pytest.mark.gate
 def test_a_prior_in_the_units_of_the_pixels():
     """Trained on bytes with mean 128 and spread 30, it draws such numbers.
 
