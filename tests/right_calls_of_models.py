@@ -115,6 +115,13 @@ row(
     time_width=2,
     key=KEY,
 )
+row(
+    "networks.Patched",
+    lambda network: network(jnp.ones((2, 2)), jnp.array(0.5)),
+    network=lambda x, t: x,
+    event_shape=(2, 2),
+    patch=2,
+)
 row("networks.Conv", None, in_channels=1, out_channels=1, kernel_size=1, key=KEY)
 row("networks.TimeEmbedding", lambda e: e(jnp.array(0.5)), width=2, key=KEY)
 row(
