@@ -35,6 +35,7 @@ ROOMS = {
 # What the library fills in itself, or what only carries other values.
 RECORDS = (
     *("FitResult", "ReverseStep", "TiltedStep", "ParticleGibbsState"),
+    "ParticleIndependenceState",
     *(
         "SplitGibbsState",
         "TwistedSMCPosterior",

@@ -209,7 +209,21 @@ row("handlers.guide", None, model=model, guidance=nd.guidance.DPS(1.0), site="x"
 # ---- Inference
 row("infer.FlowReparam", num_steps=2, solver=diffrax.Heun())
 row("infer.reparam_diffusion", model=model, reparam=nd.infer.FlowReparam())
-row("infer.ParticleGibbs", None, ("site", "guidance"), model=model, num_particles=2)
+row(
+    "infer.ParticleGibbs",
+    None,
+    ("site", "guidance", "independent_every"),
+    model=model,
+    num_particles=2,
+    independent_every=2,
+)
+row(
+    "infer.ParticleIndependence",
+    None,
+    ("site", "guidance"),
+    model=model,
+    num_particles=2,
+)
 row(
     "infer.TwistedSMC",
     None,
@@ -245,7 +259,29 @@ row(
     num_particles=2,
     resample_below=0.5,
 )
-row("infer.refresh_path", key=KEY, reverse=GAUSS, path=PATH, grid=GRID, num_paths=2)
+row(
+    "infer.independent_smc",
+    key=KEY,
+    reverse=GAUSS,
+    guidance=nd.guidance.Unguided(),
+    log_likelihood=quadratic,
+    current=nd.infer.conditional_smc(
+        KEY, GAUSS, nd.guidance.Unguided(), quadratic, PATH, GRID, 2, 0.5
+    ),
+    grid=GRID,
+    num_particles=2,
+    resample_below=0.5,
+)
+row(
+    "infer.refresh_path",
+    key=KEY,
+    reverse=GAUSS,
+    path=PATH,
+    grid=GRID,
+    num_paths=2,
+    level=1,
+)
+row("infer.refresh_levels", num_steps=3)
 row("infer.evidence_trace", posterior=posterior())
 row(
     "infer.evidence_runs",

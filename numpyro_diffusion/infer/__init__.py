@@ -1,10 +1,15 @@
 """Inference: kernels for `numpyro.infer.Gibbs` and `MCMC`, SMC, and reparameterisation."""
 
-from numpyro_diffusion.infer.conditional import conditional_smc
+from numpyro_diffusion.infer.conditional import conditional_smc, independent_smc
 from numpyro_diffusion.infer.evidence import evidence_runs, evidence_trace
 from numpyro_diffusion.infer.flow_reparam import FlowReparam, reparam_diffusion
 from numpyro_diffusion.infer.particle_gibbs import ParticleGibbs, ParticleGibbsState
+from numpyro_diffusion.infer.particle_independence import (
+    ParticleIndependence,
+    ParticleIndependenceState,
+)
 from numpyro_diffusion.infer.path_refresh import refresh_path
+from numpyro_diffusion.infer.refresh_ladder import refresh_levels
 from numpyro_diffusion.infer.smc import ParticleSweep
 from numpyro_diffusion.infer.split_gibbs import SplitGibbs, SplitGibbsState
 from numpyro_diffusion.infer.sweeps import run_sweep
@@ -15,6 +20,8 @@ __all__ = [
     "FlowReparam",
     "ParticleGibbs",
     "ParticleGibbsState",
+    "ParticleIndependence",
+    "ParticleIndependenceState",
     "ParticleSweep",
     "SplitGibbs",
     "SplitGibbsState",
@@ -23,7 +30,9 @@ __all__ = [
     "conditional_smc",
     "evidence_runs",
     "evidence_trace",
+    "independent_smc",
     "particles_needed",
+    "refresh_levels",
     "refresh_path",
     "reparam_diffusion",
     "run_sweep",

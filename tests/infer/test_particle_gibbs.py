@@ -386,9 +386,10 @@ def test_chains_as_one_array_are_refused_with_what_works_instead():
 def test_progress_line_names_moves_and_particles():
     kernel = nd.infer.ParticleGibbs(plated_model, num_particles=4)
     state = kernel.init(jax.random.key(0), 0, None, (Y,), {})
-    assert (
-        kernel.get_diagnostics_str(state) == "moved 0.00, refreshed 0.00, ess 0.0 of 4"
-    )
+    line = "moved 0.00, refreshed 0.00 to 0.00, ess 0.0 of 4"
+    assert kernel.get_diagnostics_str(state) == line
+    kernel = nd.infer.ParticleGibbs(plated_model, num_particles=4, independent_every=2)
+    assert kernel.get_diagnostics_str(state) == line + ", jumped 0.00"
 
 
 @pytest.mark.parametrize(

@@ -78,17 +78,25 @@ def test_the_law_given_x_k_stays_invariant(level):
     assert scores(run(level=level), level).max() < 4.5
 
 
-def test_a_level_that_is_drawn_serves_as_well():
-    """One program for all levels: each renews what is above it, and nothing else."""
-    path = jnp.full((len(GRID), 1, 1, 1), X0)
-    refresh = jax.jit(lambda key, k: refresh_path(key, WRONG, path, GRID, 50, k).path)
-    for level in range(4):
-        key = jax.random.key(level)
-        got = refresh(key, jnp.array(level))
-        known = refresh_path(key, WRONG, path, GRID, 50, level).path
-        np.testing.assert_allclose(got, known, rtol=1e-12)
-        assert (got[: level + 1] == X0).all()
-        assert (got[level + 1 :] != X0).all()
+def test_passes_at_several_levels_leave_what_lies_below_each():
+    """Counts, and which levels of the path have changed, for chances of one level each."""
+    path = jnp.full((len(GRID), 2, 1, 1), X0)
+    levels = jnp.array([1, 3])
+    run = jax.jit(
+        lambda key, chances: room.refresh_suffixes(
+            key, WRONG, path, GRID, 20, levels, chances, 7
+        )
+    )
+    found = run(jax.random.key(0), jnp.array([1.0, 0.0]))
+    assert found.tries.tolist() == [2, 0]  # of three steps each; one call is left over
+    assert (found.path[:2] == X0).all()
+    assert (found.path[2:] != X0).all()
+    found = run(jax.random.key(0), jnp.array([0.0, 1.0]))
+    assert found.tries.tolist() == [0, 7]
+    assert (found.path[:4] == X0).all()
+    assert found.taken[0].sum() == 0 < found.taken[1].sum() <= 14
+    found = run(jax.random.key(0), jnp.array([0.5, 0.5]))
+    assert found.tries @ np.array([3, 1]) == 7  # single steps fill what is left
 
 
 @pytest.mark.parametrize("level", [0, 1])
@@ -110,9 +118,14 @@ def test_levels_that_are_none_are_refused(level, error, message):
         refresh_path(jax.random.key(0), WRONG, path, GRID, 4, level)
 
 
-def test_exact_chains_always_weigh_equally():
+def test_exact_chains_always_weigh_equally(monkeypatch):
+    """With six paths a new one is taken five times of six; the weights themselves."""
+    seen = []
+    keep = lambda weights: seen.append(weights) or weights
+    monkeypatch.setattr(room, "defined", keep)
     exact = nd.analytic.GaussianReverse(FORWARD, jnp.zeros(1), jnp.eye(1))
     path = jax.random.normal(jax.random.key(1), (5, 1, 1, 1))
-    paths = jnp.repeat(path[:, None], 6, axis=1)
-    _, weights = room._proposed(jax.random.key(0), exact, paths, GRID, 0)
-    np.testing.assert_allclose(weights - weights[0], 0.0, atol=1e-10)
+    with jax.disable_jit():
+        refresh_path(jax.random.key(0), exact, path, GRID, 6)
+    np.testing.assert_allclose(seen[-1] - seen[-1][0], 0.0, atol=1e-10)
+    assert np.ptp(seen[0]) > 0.1  # half-way they differ: x_T's density is not yet due
