@@ -6,8 +6,9 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float, Int, Num
 
 from numpyro_diffusion.bound.records import NATS, Bound, ImportanceEstimate
 from numpyro_diffusion.checks import (
@@ -38,6 +39,7 @@ def variational_bound(
     key: Array,
     unit: float = NATS,
     batch_size: int = 256,
+    steps_per_event: int | None = None,
 ) -> Bound:
     """Evaluate K, its terms and the pointwise bound on a data set.
 
@@ -48,10 +50,14 @@ def variational_bound(
         key: Random key. Each event gets one noisy copy per step.
         unit: `NATS` or `BITS`; values are per event, not per entry.
         batch_size: Events in memory at a time.
+        steps_per_event: Steps at which each event is seen, for large data sets and long
+            chains: one drawn from each of as many equal shares of the chain, counted for
+            its share. By default all of them. The bound stays unbiased; its error, and
+            that of each event's own bound, is larger.
 
     Returns:
-        A `Bound`. **Error:** Monte Carlo over data and noise, in `standard_error`; where
-        a transition has no closed-form KL, one more draw estimates it.
+        A `Bound`. **Error:** Monte Carlo over data, noise and steps, in `standard_error`;
+        where a transition has no closed-form KL, one more draw estimates it.
 
     Raises:
         TypeError: An argument is of another kind.
@@ -66,9 +72,12 @@ def variational_bound(
             f"num_steps={num_steps} and data of shape {jnp.shape(data)}."
         )
     grid = uniform_grid(num_steps)
+    if steps_per_event is not None:
+        steps_per_event = checked_integer(caller, "steps_per_event", steps_per_event)
+        steps_per_event = min(steps_per_event, num_steps - 1)
     keys = jax.random.split(key, len(data))
     kls, firsts, lasts, nulls, corrections, reconstructions = _bound_terms(
-        reverse, jnp.asarray(data), grid, keys, batch_size
+        reverse, jnp.asarray(data), grid, keys, batch_size, steps_per_event
     )
     terminal = reverse.forward.terminal(data.shape[1:]).entropy()
     per_event = lasts - firsts - terminal - jnp.sum(kls, axis=1)
@@ -226,8 +235,9 @@ def _bound_terms(
     grid: Float[Array, " num_times"],
     keys: Array,
     batch_size: int,
+    steps_per_event: int | None,
 ) -> tuple[Array, ...]:
-    forward = reverse.forward
+    forward, num_kls = reverse.forward, len(grid) - 2
 
     def event(inputs: tuple[Array, Array]) -> tuple[Array, ...]:
         x0, key = inputs
@@ -239,8 +249,19 @@ def _bound_terms(
             return None, step_kl(reverse, x0, x_t, t=t, s=s, key=kl_key)
 
         key, last_key = jax.random.split(key)
-        keys = jax.random.split(key, len(grid) - 2)
-        _, kls = jax.lax.scan(step, None, (grid[2:], grid[1:-1], keys))
+        if steps_per_event is None:
+            keys = jax.random.split(key, num_kls)
+            _, kls = jax.lax.scan(step, None, (grid[2:], grid[1:-1], keys))
+        else:
+            step_key, key = jax.random.split(key)
+            steps, shares = _drawn_steps(step_key, num_kls, steps_per_event)
+            keys = jax.random.split(key, steps_per_event)
+            _, seen = jax.lax.scan(step, None, (grid[steps + 2], grid[steps + 1], keys))
+            kls = (
+                jnp.zeros(num_kls, seen.dtype)
+                .at[steps]
+                .set(shares.astype(seen.dtype) * seen)
+            )
         return (
             kls,
             forward.marginal(x0, grid[1]).entropy(),
@@ -251,6 +272,16 @@ def _bound_terms(
         )
 
     return jax.lax.map(event, (data, keys), batch_size=batch_size)
+
+
+def _drawn_steps(
+    key: Array, num_steps: int, num_shares: int
+) -> tuple[Int[Array, " num_shares"], Int[Array, " num_shares"]]:
+    """One step of each of nearly equal shares of the chain, and the shares' lengths."""
+    edges = np.arange(num_shares + 1) * num_steps // num_shares
+    lengths = jnp.asarray(np.diff(edges))
+    offsets = jax.random.randint(key, (num_shares,), 0, lengths)
+    return jnp.asarray(edges[:-1]) + offsets, lengths
 
 
 @eqx.filter_jit
