@@ -108,8 +108,16 @@ row(
 row("DiffusionPrior.sample", call=PRIOR.sample, key=KEY, sample_shape=(2,))
 row("DiffusionPrior.log_prob", call=PRIOR.log_prob, value=X)
 row("Likelihood", lambda found: found(X), model=model, site="x", args=(X,))
-for _name in ("variational_bound", "importance_log_prob"):
-    row(_name, reverse=GAUSS, data=DATA, num_steps=2, key=KEY, unit=1.0, batch_size=4)
+_CALL = {"reverse": GAUSS, "data": DATA, "num_steps": 2, "key": KEY, "unit": 1.0}
+row(
+    "variational_bound",
+    None,
+    ("steps_per_event",),
+    batch_size=4,
+    steps_per_event=1,
+    **_CALL,
+)
+row("importance_log_prob", batch_size=4, **_CALL)
 row("denoising_error", reverse=GAUSS, data=DATA, key=KEY, num_levels=2, num_samples=2)
 row(
     "fit",
@@ -282,6 +290,7 @@ row(
     level=1,
 )
 row("infer.refresh_levels", num_steps=3)
+row("infer.initial_draws", key=KEY, source=model, num_chains=2)
 row("infer.evidence_trace", posterior=posterior())
 row(
     "infer.evidence_runs",

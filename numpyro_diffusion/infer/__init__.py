@@ -12,6 +12,7 @@ from numpyro_diffusion.infer.path_refresh import refresh_path
 from numpyro_diffusion.infer.refresh_ladder import refresh_levels
 from numpyro_diffusion.infer.smc import ParticleSweep
 from numpyro_diffusion.infer.split_gibbs import SplitGibbs, SplitGibbsState
+from numpyro_diffusion.infer.starts import initial_draws
 from numpyro_diffusion.infer.sweeps import run_sweep
 from numpyro_diffusion.infer.tuning import particles_needed
 from numpyro_diffusion.infer.twisted_smc import TwistedSMC, TwistedSMCPosterior
@@ -31,6 +32,7 @@ __all__ = [
     "evidence_runs",
     "evidence_trace",
     "independent_smc",
+    "initial_draws",
     "particles_needed",
     "refresh_levels",
     "refresh_path",

@@ -173,9 +173,9 @@ def refresh_suffixes(
         ends = at_hand & (state.at == num_steps)
         return _chosen(choice_noise, state, reverse, levels, ends), None
 
-    # Gumbel noise, whose largest sum with log weights is a draw. It is made before the loop:
-    # XLA's CPU runtime (jax 0.10, two cores) stood still for ever where random bits, which
-    # are a loop of their own, were drawn beside a network's convolutions.
+    # Gumbel noise, whose largest sum with log weights is a draw. Made before the loop: XLA
+    # on CPUs (jax 0.10, two cores) stood still for ever where random bits, which are a loop
+    # of their own, were drawn beside a network's convolutions.
     level_key, step_key, choice_key = jax.random.split(key, 3)
     level_noise = jax.random.gumbel(level_key, (num_calls, len(levels)))
     choice_noise = jax.random.gumbel(choice_key, (num_calls, *start.total.shape))
