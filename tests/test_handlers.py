@@ -311,6 +311,7 @@ def test_a_partly_observed_site():
     )
 
 
+@pytest.mark.gate
 def test_observation_by_an_inner_and_by_an_outer_condition():
     data = {"y": jnp.array([1.5, 1.5]), "sigma": jnp.array(1e-3)}
     inner = guide(handlers.condition(noisy, data), GUIDANCE)

@@ -269,6 +269,7 @@ def test_heun_is_of_second_order():
     assert np.abs(orders - 2.0).max() < 0.15
 
 
+@pytest.mark.gate
 def test_heun_draws_and_is_refused_where_a_chain_is_needed(trained_gaussian):
     prior = nd.DiffusionPrior(GAUSSIAN, (1,), sampler=Heun(40))
     num = 4000
@@ -299,6 +300,7 @@ def exact_f(x, noise):
     return (denoised - x / total) / (sigma / jnp.sqrt(total))
 
 
+@pytest.mark.gate
 def test_edm_is_exact_with_the_exact_network():
     times = jnp.linspace(0.02, 1.0, 50)
     sigma = jnp.tan(SHORT.schedule.angle(times))

@@ -168,6 +168,7 @@ def curves():
     return trained_on_curves(PLACES)
 
 
+@pytest.mark.gate
 def test_the_network_learns_a_curve_from_its_places(curves):
     x = CURVE + jnp.linspace(-1.0, 1.0, 9)[:, None]
     # A tenth of what the noisy event leaves unknown: the network's own error.
@@ -259,6 +260,7 @@ def test_the_weights_make_the_guidance_exact():
     assert min(misses(Unweighed(1 / NOISE**2))) > 5.0
 
 
+@pytest.mark.gate
 def test_the_guidance_is_exact_for_independent_entries():
     """Then it moves as `MomentMatching`, which solves for E[x_0 | x_t, y].
 

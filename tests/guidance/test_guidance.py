@@ -576,6 +576,7 @@ def test_tilted_bits_enumerate_a_factorised_likelihood(getkey):
         np.testing.assert_allclose(log_mean[i], np.log(total), rtol=1e-10)
 
 
+@pytest.mark.gate
 def test_single_precision():
     with jax.enable_x64(False):
         reverse = GaussianReverse(

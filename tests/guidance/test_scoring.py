@@ -46,6 +46,7 @@ def test_curvature_of_a_model_is_its_fisher_information():
     assert found[0, 0] > 0.0 > -jax.hessian(likelihood)(X)[0, 0]
 
 
+@pytest.mark.gate
 def test_a_scoring_step_is_that_of_the_linearised_model():
     """One step, in closed form; the control knows the Hessian only."""
     t, limits = 0.5, {"tolerance": 1e-12, "max_newton": 1}
@@ -71,6 +72,7 @@ def test_a_scoring_step_is_that_of_the_linearised_model():
     assert jnp.max(jnp.abs(newton - mean)) > 1e-3  # tolerance above: 1e-8
 
 
+@pytest.mark.gate
 def test_scoring_and_newton_agree_at_the_end():
     """On a likelihood of one mode both stop where the gradient is none."""
 

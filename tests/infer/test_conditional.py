@@ -145,6 +145,7 @@ def test_control_proposals_that_are_all_taken_are_rejected():
     assert z_scores(draw.path).max() > 2 * LIMIT
 
 
+@pytest.mark.gate
 def test_control_proposals_against_the_exact_evidence_are_rejected():
     """The current run's own estimate belongs into the ratio, not the true value."""
     mean, covariance = trajectory_posterior()
@@ -164,6 +165,7 @@ def test_control_proposals_against_the_exact_evidence_are_rejected():
     assert z_scores(draw.path).max() > 2 * LIMIT
 
 
+@pytest.mark.gate
 def test_a_run_that_finds_nothing_is_not_taken():
     """Neither from a trajectory of some weight nor from one of none."""
     path = exact_paths(50)
@@ -187,6 +189,7 @@ def test_a_problem_that_does_not_move_keeps_x0_and_its_path():
     assert np.all(draw.path[0, ~stayed] != path[0, ~stayed])
 
 
+@pytest.mark.gate
 def test_problems_do_not_hear_of_each_other():
     path = exact_paths(3)
     other = path.at[:, 1].add(3.0)

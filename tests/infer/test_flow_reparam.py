@@ -129,6 +129,7 @@ def posterior_z_scores(x):
     return np.abs(np.concatenate(scores))
 
 
+@pytest.mark.gate
 def test_nuts_has_the_closed_form_posterior_in_a_plate():
     draws = nuts(reparam_diffusion(plated), Y)
     assert draws["x"].shape == draws["x_base"].shape == (3000, 3, 2)

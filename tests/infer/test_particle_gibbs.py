@@ -71,8 +71,11 @@ def gaussian_z_scores(draws):
     [
         (2, nd.guidance.MomentMatching()),
         pytest.param(8, nd.guidance.MomentMatching(), marks=pytest.mark.slow),
-        (2, nd.guidance.MomentMatching(nd.guidance.Tweedie())),
-        (32, nd.guidance.Product()),
+        pytest.param(
+            *(2, nd.guidance.MomentMatching(nd.guidance.Tweedie())),
+            marks=pytest.mark.gate,
+        ),
+        pytest.param(32, nd.guidance.Product(), marks=pytest.mark.gate),
     ],
     ids=["2-isotropic", "8-isotropic", "2-tweedie", "32-paper"],
 )
@@ -94,6 +97,7 @@ def test_control_a_kernel_without_transition_weights_is_rejected(monkeypatch):
     assert gaussian_z_scores(draws).max() > 2 * LIMIT
 
 
+@pytest.mark.gate
 def test_control_a_kernel_that_always_moves_is_rejected(monkeypatch):
     """The control: never keep the current trajectory."""
     choose = jax.random.categorical

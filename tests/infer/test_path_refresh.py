@@ -118,6 +118,7 @@ def test_levels_that_are_none_are_refused(level, error, message):
         refresh_path(jax.random.key(0), WRONG, path, GRID, 4, level)
 
 
+@pytest.mark.gate
 def test_exact_chains_always_weigh_equally(monkeypatch):
     """With six paths a new one is taken five times of six; the weights themselves."""
     seen = []

@@ -82,6 +82,7 @@ def test_elements_that_the_model_couples_by_particle_gibbs(model):
     assert np.abs(mean_z_scores(x, np.asarray(DATA) / 1.25)).max() > 2 * LIMIT
 
 
+@pytest.mark.gate
 def test_the_evidence_holds_what_stands_outside_of_the_plates():
     """A datum without a latent was left out: log evidence -2.866 where -8.280 is right.
 

@@ -122,6 +122,7 @@ def test_calls_are_shared_out_by_what_was_taken():
     np.testing.assert_allclose(found.refreshed[0], [0.0, 0.3, 0.8], rtol=1e-6)
 
 
+@pytest.mark.gate
 def test_the_kernel_tunes_the_ladder_in_warm_up_and_then_lets_it_be():
     prior = nd.DiffusionPrior(WRONG, (1,), num_steps=4)
 

@@ -129,6 +129,7 @@ def test_the_stated_error_of_a_unit_gaussian(rho, too_wide, too_small):
     assert not any(is_stated(0.0, 0.0))  # control: the posterior itself
 
 
+@pytest.mark.gate
 def test_control_a_block_that_forgets_the_width_is_rejected(monkeypatch):
     """The control: z is drawn as if the tie were twice as wide as it is for x."""
     tie = relaxed_room._Tie.__call__
@@ -188,6 +189,7 @@ def noisy_z_scores(samples):
     return np.abs(mean_z_scores(got, [(p * v).sum() for v in expected]))
 
 
+@pytest.mark.gate
 def test_joint_law_of_value_and_scale_by_quadrature():
     kernel = nd.infer.SplitGibbs(noisy, rho=RHO, inner=SHALLOW)
     samples = run(kernel, NOISY_Y, num_samples=6000).get_samples()
@@ -274,6 +276,7 @@ def test_denoised_draw_runs_only_the_end_of_the_chain():
     np.testing.assert_allclose(steps, expected, rtol=1e-12)
 
 
+@pytest.mark.gate
 def test_the_width_falls_in_the_warm_up_and_stays():
     kernel = nd.infer.SplitGibbs(plated_model, rho=0.1, annealing=0.5, inner=SHALLOW)
     state = kernel.init(jax.random.key(0), 20, None, (Y,), {})

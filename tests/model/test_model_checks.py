@@ -150,6 +150,7 @@ def half_a_mask(y):
             numpyro.sample("y", dist.Normal(x, 0.5).to_event(1), obs=y)
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("model", [outer_mask, inner_mask])
 def test_data_under_a_mask_do_not_matter(model):
     guided = kernels(model)["guide"](HOLED)

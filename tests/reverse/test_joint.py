@@ -74,6 +74,7 @@ def test_moments_and_density_of_a_step_are_those_of_the_parts(getkey):
     assert law.sample(getkey()).shape == (5,)
 
 
+@pytest.mark.gate
 def test_a_law_goes_through_compiled_code_and_back(getkey):
     x = jr.normal(getkey(), (5,))
     step = jax.jit(lambda joint, x: joint.step(x, t=0.6, s=0.4))(JOINT, x)

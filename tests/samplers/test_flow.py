@@ -234,6 +234,7 @@ def test_decode_carries_quantiles_in_one_dimension():
     np.testing.assert_allclose(x, expected, atol=1e-6)
 
 
+@pytest.mark.gate
 def test_gradient_of_the_density_is_the_score():
     flow = ProbabilityFlow()
     for reverse, x, tol in [

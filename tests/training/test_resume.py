@@ -75,6 +75,7 @@ def test_a_killed_run_resumes_to_the_same_result(name, tmp_path, monkeypatch):
     assert found.scaling == uninterrupted.scaling
 
 
+@pytest.mark.gate
 def test_how_the_work_is_done_is_no_part_of_a_run(tmp_path):
     path = tmp_path / "state.nd"
     first = run(checkpoint=path)
