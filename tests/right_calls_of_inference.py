@@ -290,7 +290,7 @@ row(
     level=1,
 )
 row("infer.refresh_levels", num_steps=3)
-row("infer.initial_draws", key=KEY, source=model, num_chains=2)
+row("infer.initial_draws", key=KEY, source=model, num_chains=2, constrained=True)
 row("infer.evidence_trace", posterior=posterior())
 row(
     "infer.evidence_runs",

@@ -23,6 +23,7 @@ def initial_draws(
     source: Callable | TwistedSMC,
     num_chains: int,
     *args: Any,
+    constrained: bool = False,
     **kwargs: Any,
 ) -> dict[str, Num[Array, "..."]]:
     """Independent draws for chains to start from.
@@ -43,13 +44,16 @@ def initial_draws(
             on a marked one (`handlers.diffusion_sites`): the latents are the same.
         num_chains: Number of chains.
         *args: Positional arguments of the model.
+        constrained: Whether all latents come as the model has them, as `SplitGibbs` alone
+            wants them.
         **kwargs: Keyword arguments of the model.
 
     Returns:
         For each latent its draws, stacked along the first axis (for one chain without that
         axis), as `init_params` of `MCMC.run` has them: diffusion sites and discrete latents
-        as they are, all others through the bijection of their support to real numbers, as
-        NUTS and HMC want them, alone or as blocks of `numpyro.infer.Gibbs`.
+        as they are, all others (unless `constrained`) through the bijection of their
+        support to real numbers, as NUTS and HMC want them, alone or as blocks of
+        `numpyro.infer.Gibbs`.
 
     Raises:
         TypeError: An argument is of another kind.
@@ -78,10 +82,17 @@ def initial_draws(
         check_model(_CALLER, source, None)
         model, values = source, {}
     keys = jax.random.split(key, num_chains)
-    draw = jax.jit(
-        jax.vmap(lambda key, given: _latents(key, model, args, kwargs, given))
-    )
-    draws = draw(keys, values)
+    change = _unchanged if constrained else _unconstrained
+
+    def one(key: Array, given: dict[str, Array]) -> dict[str, Array]:
+        sites = trace(seed(substitute(model, given), key)).get_trace(*args, **kwargs)
+        return {
+            name: change(site["fn"], site["value"])
+            for name, site in sites.items()
+            if site["type"] == "sample" and not site["is_observed"]
+        }
+
+    draws = jax.jit(jax.vmap(one))(keys, values)
     return {name: v[0] for name, v in draws.items()} if num_chains == 1 else draws
 
 
@@ -93,16 +104,8 @@ def _one_of(key: Array, smc: TwistedSMC, args: tuple, kwargs: dict) -> dict[str,
     return {name: values[chosen] for name, values in samples.items()}
 
 
-def _latents(
-    key: Array, model: Callable, args: tuple, kwargs: dict, given: dict[str, Array]
-) -> dict[str, Array]:
-    """The latents of one run of the model, on the scale on which a kernel starts."""
-    sites = trace(seed(substitute(model, given), key)).get_trace(*args, **kwargs)
-    return {
-        name: _unconstrained(site["fn"], site["value"])
-        for name, site in sites.items()
-        if site["type"] == "sample" and not site["is_observed"]
-    }
+def _unchanged(fn: Any, value: Array) -> Array:
+    return value
 
 
 def _unconstrained(fn: Any, value: Array) -> Array:

@@ -120,6 +120,16 @@ def test_kernels_start_there(kind):
     np.testing.assert_allclose(state.z["sigma"], starts["sigma"], rtol=1e-6)
 
 
+def test_split_gibbs_alone_starts_at_constrained_values():
+    starts = nd.infer.initial_draws(KEY, plain, 1, Y, constrained=True)
+    same = nd.infer.initial_draws(KEY, plain, 1, Y)
+    np.testing.assert_allclose(starts["sigma"], np.exp(same["sigma"]), rtol=1e-6)
+    np.testing.assert_array_equal(starts["x"], same["x"])
+    kernel = nd.infer.SplitGibbs(plain)
+    state = kernel.init(jax.random.key(1), 0, starts, (Y,), {})
+    np.testing.assert_allclose(state.z["sigma"], starts["sigma"], rtol=1e-6)
+
+
 @pytest.mark.gate
 @pytest.mark.parametrize("chain_method", ["sequential", jax.vmap], ids=str)
 @pytest.mark.parametrize("kind", KERNELS)
