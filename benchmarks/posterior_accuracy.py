@@ -87,9 +87,12 @@ class Sizes(NamedTuple):
     nuts_steps: int = 20
     flow_steps: int = 20
     num_directions: int = 1000
+    gibbs_chains: int = 4
+    gibbs_warmup: int = 50
+    num_particles: int = 32
 
 
-QUICK = Sizes(2, 20, 50, 5, 5, 2, 10, 10, 5, 20)
+QUICK = Sizes(2, 20, 50, 5, 5, 2, 10, 10, 5, 20, 2, 5, 4)
 
 
 class Problem(NamedTuple):
@@ -256,6 +259,36 @@ def dps(key: jax.Array, problem: Problem, sizes: Sizes) -> Answer:
 
 
 @eqx.filter_jit
+def _gibbs(key: Any, starts: Any, arguments: tuple, y: Any, sizes: Sizes) -> Any:
+    mcmc = MCMC(
+        nd.infer.ParticleGibbs(
+            model,
+            num_particles=sizes.num_particles,
+            guidance=TWIST,
+            independent_every=5,
+        ),
+        num_warmup=sizes.gibbs_warmup,
+        num_samples=sizes.num_draws // sizes.gibbs_chains,
+        num_chains=sizes.gibbs_chains,
+        chain_method=jax.vmap,
+        progress_bar=False,
+    )
+    mcmc.run(key, *arguments, y=y, init_params=starts)
+    return mcmc.get_samples()["x"]
+
+
+def particle_gibbs(key: jax.Array, problem: Problem, sizes: Sizes) -> Answer:
+    """`ParticleGibbs`, four chains from guided draws; every fifth sweep a whole run."""
+    start_key, chain_key = jax.random.split(key)
+    arguments, y = problem.arguments(sizes.num_steps), jnp.asarray(problem.y)
+    guided = nd.handlers.guide(model, ISOTROPIC)
+    starts = nd.infer.initial_draws(
+        start_key, guided, sizes.gibbs_chains, *arguments, y=y
+    )
+    return Answer(_gibbs(chain_key, starts, arguments, y, sizes))
+
+
+@eqx.filter_jit
 def _split(key: Any, starts: Any, arguments: tuple, y: Any, sizes: Sizes) -> Any:
     wide = 30.0 if starts is None else None  # a wide tie would forget the starts
     mcmc = MCMC(
@@ -380,6 +413,7 @@ ROWS = {
     "guide": Row("guide, Tweedie covariance", guide_of(TWEEDIE)),
     "smc_isotropic": Row("TwistedSMC, calibrated variance", smc_of(ISOTROPIC)),
     "smc": Row("TwistedSMC, Tweedie covariance, determinant", smc_of(TWIST)),
+    "gibbs": Row("ParticleGibbs, 4 chains, 32 particles", particle_gibbs),
     "split": Row("SplitGibbs, rho 0.3, annealed", split_gibbs, (8,)),
     "split_warm": Row(
         "SplitGibbs, rho 0.3, started at TwistedSMC", split_gibbs_warm, (8,)
