@@ -1,0 +1,296 @@
+r"""How each kernel fares as a field grows: 8 x 8 to 128 x 128 pixels.
+
+A Gaussian random field whose left half is seen in noise (`gaussian_fields.py`), with the
+exact denoiser in the network's place and the chain that a trained network would have. For
+each kernel and size, with the scale of the noise known and unknown:
+
+- sliced Wasserstein distance (500 directions) to exact draws, beside the distance of exact
+  draws to each other;
+- bulk effective sample size, the least among the scale of the noise, the energy of what is
+  hidden and four of its Fourier modes, per 1000 calls of the network and per second;
+- R-hat, the worst of the same; memory of the process at its peak.
+
+A gradient through the network counts as two calls more, a product with its Jacobian as two.
+
+    python benchmarks/fields.py                    # hours, two cores
+    python benchmarks/fields.py --sides 8 16 --kernels gibbs flow
+    python benchmarks/fields.py --quick            # a minute, tiny numbers
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import arviz as az
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gaussian_fields import TRUE_SCALE, Field, make_prior, model
+from numpyro.infer import MCMC, NUTS, Gibbs, Predictive
+from record import machine, today
+
+import numpyro_diffusion as nd
+
+RESULTS = Path(__file__).parent / "fields.json"
+SIDES, NUM_CHAINS = (8, 16, 32, 64, 128), 4
+
+
+class Sizes(NamedTuple):
+    """Numbers of one run."""
+
+    num_steps: int = 50
+    num_draws: int = 400
+    gibbs_warmup: int = 50
+    gibbs_sweeps: int = 200
+    num_particles: int = 16
+    smc_particles: int = 256
+    split_warmup: int = 200
+    split_sweeps: int = 400
+    flow_steps: int = 8
+    flow_warmup: int = 150
+    flow_draws: int = 150
+
+
+QUICK = Sizes(5, 10, 2, 4, 3, 8, 4, 4, 2, 4, 4)
+
+
+class Found(NamedTuple):
+    """What a kernel returns.
+
+    Attributes:
+        x: Draws (chain, draw, side, side).
+        sigma: Draws (chain, draw), if the scale is unknown.
+        calls: Network calls of all chains, after warm-up.
+        are_chains: Whether draws depend on those before.
+    """
+
+    x: np.ndarray
+    sigma: np.ndarray | None
+    calls: float
+    are_chains: bool = True
+
+
+def of_chains(mcmc: MCMC, calls: float) -> Found:
+    draws = mcmc.get_samples(group_by_chain=True)
+    sigma = np.asarray(draws["sigma"]) if "sigma" in draws else None
+    return Found(np.asarray(draws["x"]), sigma, calls)
+
+
+def starts(
+    prior: Any, scale: Any, y: Any, *, constrained: bool = False
+) -> dict[str, Any]:
+    """Guided draws, one per chain."""
+    guided, key = nd.handlers.guide(model), jax.random.key(3)
+    return nd.infer.initial_draws(
+        key, guided, NUM_CHAINS, prior, scale, y=y, constrained=constrained
+    )
+
+
+def run(kernel: Any, warmup: int, draws: int, init: Any, *args: Any, **kw: Any) -> MCMC:
+    mcmc = MCMC(
+        kernel,
+        num_warmup=warmup,
+        num_samples=draws,
+        num_chains=NUM_CHAINS,
+        chain_method=jax.vmap,
+        progress_bar=False,
+    )
+    mcmc.run(jax.random.key(2), *args, init_params=init, **kw)
+    return mcmc
+
+
+def gibbs(prior: Any, scale: Any, y: Any, sizes: Sizes) -> Found:
+    """`ParticleGibbs`, beside NUTS for the scale."""
+    marked = nd.handlers.diffusion_sites(model)
+    block = nd.infer.ParticleGibbs(marked, num_particles=sizes.num_particles)
+    alone = scale is not None
+    kernel = block if alone else Gibbs([(block, ["x"]), (NUTS(marked), None)])
+    where = "" if alone else "block_states.0."
+    fields = (f"{where}ladder.tries", f"{where}num_sweeps")
+    mcmc = run(
+        kernel,
+        sizes.gibbs_warmup,
+        sizes.gibbs_sweeps,
+        starts(prior, scale, y),
+        *(prior, scale),
+        y=y,
+        extra_fields=fields,
+    )
+    tries, sweeps = (
+        np.asarray(mcmc.get_extra_fields(group_by_chain=True)[name][:, -1])
+        for name in fields
+    )
+    above = sizes.num_steps - np.asarray(nd.infer.refresh_levels(sizes.num_steps))
+    per_sweep = sizes.num_steps + float(np.mean(tries @ above) / np.mean(sweeps))
+    num = NUM_CHAINS * sizes.gibbs_sweeps * sizes.num_particles
+    return of_chains(mcmc, num * per_sweep)
+
+
+def smc(prior: Any, scale: Any, y: Any, sizes: Sizes) -> Found:
+    """`TwistedSMC`; its draws are not of a chain."""
+    sampler = nd.infer.TwistedSMC(model, num_particles=sizes.smc_particles)
+    samples = sampler.run(jax.random.key(2), prior, scale, y=y).get_samples()
+    sigma = np.asarray(samples["sigma"])[None] if scale is None else None
+    calls = sizes.num_steps * sizes.smc_particles
+    return Found(np.asarray(samples["x"])[None], sigma, calls, are_chains=False)
+
+
+def guide(prior: Any, scale: Any, y: Any, sizes: Sizes) -> Found:
+    """Guided draws without a correction; the scale comes from its prior."""
+    guided = nd.handlers.guide(model)
+    draw = jax.jit(
+        lambda key: Predictive(guided, num_samples=sizes.num_draws, parallel=True)(
+            key, prior, scale, y=y
+        )
+    )
+    samples = draw(jax.random.key(2))
+    sigma = np.asarray(samples["sigma"])[None] if scale is None else None
+    calls = sizes.num_steps * sizes.num_draws
+    return Found(np.asarray(samples["x"])[None], sigma, calls, are_chains=False)
+
+
+def split(prior: Any, scale: Any, y: Any, sizes: Sizes) -> Found:
+    """`SplitGibbs`, with a tie of a third of the noise."""
+    kernel = nd.infer.SplitGibbs(model, rho=TRUE_SCALE / 3, initial_rho=3.0)
+    init = starts(prior, scale, y, constrained=True)
+    mcmc = run(kernel, sizes.split_warmup, sizes.split_sweeps, init, prior, scale, y=y)
+    schedule = prior.reverse.forward.schedule
+    noise, kept = schedule.noise(prior.grid), schedule.alpha_bar(prior.grid)
+    below = int(np.sum(np.sqrt(np.asarray(noise / kept)) <= TRUE_SCALE / 3)) + 1
+    return of_chains(mcmc, NUM_CHAINS * sizes.split_sweeps * below)
+
+
+def flow(prior: Any, scale: Any, y: Any, sizes: Sizes) -> Found:
+    """NUTS through the probability flow, Heun's method: two calls a step, and gradients."""
+    reparam = nd.infer.FlowReparam(sizes.flow_steps)
+    flow_model = nd.infer.reparam_diffusion(model, reparam)
+    given = starts(prior, scale, y, constrained=True)
+    encode = lambda values: reparam.encode(model, values, prior, scale, y=y)
+    init = jax.jit(jax.vmap(encode))(given)
+    mcmc = run(
+        NUTS(flow_model, max_tree_depth=7),
+        sizes.flow_warmup,
+        sizes.flow_draws,
+        init,
+        *(prior, scale),
+        y=y,
+        extra_fields=("num_steps",),
+    )
+    leapfrogs = float(np.sum(mcmc.get_extra_fields()["num_steps"]))
+    return of_chains(mcmc, leapfrogs * sizes.flow_steps * 2 * 3)
+
+
+KERNELS: dict[str, Callable[..., Found]] = {
+    "guide": guide,
+    "smc": smc,
+    "gibbs": gibbs,
+    "split": split,
+    "flow": flow,
+}
+
+
+def sliced_wasserstein(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean over random directions of the distance of order one."""
+    rng = np.random.default_rng(0)
+    num = min(len(a), len(b))
+    flat = [
+        x[np.linspace(0, len(x) - 1, num).astype(int)].reshape(num, -1) for x in (a, b)
+    ]
+    directions = rng.standard_normal((500, flat[0].shape[1]))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    along = [np.sort(x @ directions.T, axis=0) for x in flat]
+    return float(np.mean(np.abs(along[0] - along[1])))
+
+
+def statistics(found: Found) -> dict[str, np.ndarray]:
+    """What effective sample sizes are of, each (chain, draw)."""
+    hidden = found.x[..., found.x.shape[-1] // 2 :]
+    modes = np.fft.rfft2(hidden)[..., :2, :2].real.reshape(*hidden.shape[:2], -1)
+    named = {f"mode {k}": modes[..., k] for k in range(4)}
+    named["energy"] = np.mean(hidden**2, axis=(-1, -2))
+    return named if found.sigma is None else {**named, "sigma": found.sigma}
+
+
+def cell(name: str, side: int, unknown: bool, sizes: Sizes) -> dict[str, Any]:
+    """One kernel at one size."""
+    field, prior = Field.draw(side), make_prior(side, sizes.num_steps)
+    scale = None if unknown else TRUE_SCALE
+    exact = [
+        field.posterior(np.random.default_rng(seed), sizes.num_draws, scale)
+        for seed in (1, 2)
+    ]
+    began = time.perf_counter()
+    found = KERNELS[name](prior, scale, jnp.asarray(field.y, jnp.float32), sizes)
+    seconds = time.perf_counter() - began
+    flat = found.x.reshape(-1, side, side)
+    result: dict[str, Any] = {
+        "distance": sliced_wasserstein(flat, exact[0]),
+        "distance_of_exact_draws": sliced_wasserstein(exact[1], exact[0]),
+        "energy_off": float(np.mean(flat**2) / np.mean(exact[0] ** 2) - 1.0),
+        "calls": found.calls,
+        "seconds": seconds,
+    }
+    if found.sigma is not None:
+        scales, weights = field.scale_law()
+        mean = float(weights @ scales)
+        sd = float(np.sqrt(weights @ (scales - mean) ** 2))
+        result["sigma_off_in_sd"] = (float(found.sigma.mean()) - mean) / sd
+        result["sigma_width_ratio"] = float(found.sigma.std()) / sd
+    if found.are_chains:
+        data = az.convert_to_dataset(statistics(found))
+        ess = {k: float(v) for k, v in az.ess(data).items()}  # pyright: ignore
+        rhat = {k: float(v) for k, v in az.rhat(data).items()}  # pyright: ignore
+        least = min(ess.values())
+        result |= {
+            "ess_least": least,
+            "ess_of_least": min(ess, key=ess.__getitem__),
+            "rhat_worst": max(rhat.values()),
+            "ess_per_1000_calls": 1000 * least / found.calls,
+            "ess_per_second": least / seconds,
+        }
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {**result, "peak_MB": peak / 1024, "date": today(), "machine": machine()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--sides", nargs="*", type=int, default=list(SIDES))
+    parser.add_argument("--kernels", nargs="*", default=list(KERNELS))
+    parser.add_argument("--cell", nargs=3, help="kernel, side and scale: one process")
+    options = parser.parse_args()
+    sizes = QUICK if options.quick else Sizes()
+    if options.cell:
+        name, side, scale = options.cell
+        print(json.dumps(cell(name, int(side), scale == "unknown", sizes)))
+        return
+    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for side in [8] if options.quick else options.sides:
+        for name in options.kernels:
+            for scale in ("known", "unknown"):
+                # A process each, so that its memory is its own.
+                quick = ["--quick"] if options.quick else []
+                command = [sys.executable, __file__, *quick, "--cell", name]
+                done = subprocess.run(
+                    [*command, str(side), scale], capture_output=True, text=True
+                )
+                if done.returncode:
+                    raise SystemExit(done.stderr)
+                found = json.loads(done.stdout.splitlines()[-1])
+                print(f"{name}, {side} x {side}, noise {scale}")
+                for key, value in found.items():
+                    shown = f"{value:.4g}" if isinstance(value, float) else value
+                    print(f"    {key:24} {shown}", flush=True)
+                kept[f"{name}, {side}, {scale}"] = found
+                if not options.quick:
+                    RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
