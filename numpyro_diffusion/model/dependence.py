@@ -123,6 +123,8 @@ def _apply(eqn: Any, inputs: list[_Value]) -> list[_Value]:
     shapes = [var.aval.shape for var in eqn.outvars]
     if name in CALLS:
         return _run(eqn.params[CALLS[name]], inputs)
+    if name == "call_hi_primitive":  # of JAX 0.12 on: a program that is not spelt out yet
+        return _run(_spelt_out(eqn), inputs)
     if all(map(is_zero, labels)):
         numbers = functools.cache(lambda: _evaluated(eqn, inputs))
         return [
@@ -151,9 +153,24 @@ def _evaluated(eqn: Any, inputs: Sequence[_Value]) -> dict[int, Array] | None:
     return dict(enumerate(found if eqn.primitive.multiple_results else [found]))
 
 
+def _spelt_out(eqn: Any) -> Any:
+    """The program behind a primitive of a higher level."""
+    given = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
+    lower = lambda *values: eqn.primitive.to_lojax(*values, **eqn.params)
+    return jax.make_jaxpr(lower)(*given)
+
+
+def _lengths(params: Any) -> tuple[int, int]:
+    """How many constants and carried values a scan has."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    constants, carry, _ = params["ft_in"].unpack()  # from JAX 0.12 on
+    return len(list(constants)), len(list(carry))
+
+
 def _scan(eqn: Any, inputs: list[_Value]) -> list[Labels]:
     params = eqn.params
-    num_consts, num_carry = params["num_consts"], params["num_carry"]
+    num_consts, num_carry = _lengths(params)
     constants = inputs[:num_consts]
     carry = [value.labels for value in inputs[num_consts : num_consts + num_carry]]
     # One step stands for all: it may see what any of them does.
