@@ -37,7 +37,7 @@ SHAPE, PATCH, INK = (28, 28), 4, 256.0
 
 def main(
     folder: str,
-    num_steps: int = 24_000,
+    num_steps: int = 14_000,
     width: int = 64,
     chain_steps: int = 50,
     num_test: int = 10_000,
@@ -123,7 +123,7 @@ def main(
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", help="with the four official files")
-    parser.add_argument("--num-steps", type=int, default=24_000)
+    parser.add_argument("--num-steps", type=int, default=14_000)
     parser.add_argument("--num-test", type=int, default=10_000)
     parser.add_argument("--num-two-sample", type=int, default=2000)
     parser.add_argument("--out", default="out")

@@ -123,7 +123,9 @@ def _apply(eqn: Any, inputs: list[_Value]) -> list[_Value]:
     shapes = [var.aval.shape for var in eqn.outvars]
     if name in CALLS:
         return _run(eqn.params[CALLS[name]], inputs)
-    if name == "call_hi_primitive":  # of JAX 0.12 on: a program that is not spelt out yet
+    if (
+        name == "call_hi_primitive"
+    ):  # of JAX 0.12 on: a program that is not spelt out yet
         return _run(_spelt_out(eqn), inputs)
     if all(map(is_zero, labels)):
         numbers = functools.cache(lambda: _evaluated(eqn, inputs))

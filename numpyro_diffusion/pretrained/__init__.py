@@ -18,8 +18,9 @@ def load_pretrained(name: str) -> DiffusionPrior:
     """A prior that ships with the package.
 
     Args:
-        name: For instance "digits": 8x8 handwritten digits, in the standardised units
-            of `datasets.digits` (`datasets.DIGITS_SCALING` leads back to grey levels).
+        name: "digits": 8x8 handwritten digits, in the standardised units of
+            `datasets.digits` (`datasets.DIGITS_SCALING` leads back to grey levels). Or
+            "mnist": 28x28 handwritten digits, in shares of ink from 0 to 1.
 
     Raises:
         ValueError: There is no prior of this name.

@@ -2,7 +2,9 @@
 
 import importlib.util
 import pathlib
+import struct
 
+import jax
 import numpy as np
 import pytest
 
@@ -32,8 +34,10 @@ def test_every_example_is_tested():
         "count_photons",
         "deblur_digits",
         "inpaint_digits",
+        "mnist_classes",
         "separate_digits",
         "train_digits",
+        "train_mnist",
     }
 
 
@@ -137,3 +141,51 @@ def test_train_digits(tmp_path, capsys):
     assert nd.load(tmp_path / "digits.nd").event_shape == (8, 8)
     assert (tmp_path / "digits.png").stat().st_size > 1000
     assert "test_bound_bits_per_pixel" in capsys.readouterr().out
+
+
+@pytest.fixture
+def mnist_folder(tmp_path):
+    """Files of MNIST's format: blots whose place tells the class."""
+    rng = np.random.default_rng(0)
+    for part, num in (("train", 640), ("t10k", 120)):
+        labels = rng.integers(0, 10, num).astype(np.uint8)
+        images = np.zeros((num, 28, 28), np.uint8)
+        for image, label in zip(images, labels, strict=True):
+            image[2 * label + 3 : 2 * label + 6, 8:20] = 200
+        header = struct.pack(">4B3I", 0, 0, 8, 3, *images.shape)
+        (tmp_path / f"{part}-images-idx3-ubyte").write_bytes(header + images.tobytes())
+        header = struct.pack(">4BI", 0, 0, 8, 1, num)
+        (tmp_path / f"{part}-labels-idx1-ubyte").write_bytes(header + labels.tobytes())
+    return tmp_path
+
+
+@pytest.mark.slow  # compiles training, bound and chain of a larger network
+def test_train_mnist(mnist_folder, tmp_path):
+    card = load_example("train_mnist").main(
+        mnist_folder,
+        num_steps=4,
+        width=8,
+        chain_steps=2,
+        num_test=8,
+        num_two_sample=10,
+        out=tmp_path / "out",
+        progress_bar=False,
+    )
+    assert card["test_images"] == 8
+    prior = nd.load(tmp_path / "out" / "mnist.nd")
+    assert prior.event_shape == (28, 28)
+    # In shares of ink: a draw of hardly any training has the data's mean and width.
+    draws = np.asarray(prior.sample(jax.random.key(0), (20,)))
+    assert abs(draws.mean() - 36 / 784 * 200 / 256) < 0.2
+    assert (tmp_path / "out" / "mnist.png").stat().st_size > 1000
+
+
+def test_classes_are_told_apart(mnist_folder, monkeypatch, tmp_path):
+    example = load_example("mnist_classes")
+    monkeypatch.setattr(example, "FILE", tmp_path / "classes.npz")
+    assert example.main(mnist_folder) > 0.95
+    shown = example.test_digits()
+    assert shown.images.shape == (100, 28, 28)
+    probabilities = example.class_probabilities(shown.images)
+    np.testing.assert_allclose(probabilities.sum(-1), 1.0)
+    assert np.mean(probabilities.argmax(-1) == shown.labels) > 0.95

@@ -1,0 +1,205 @@
+"""Inpaint handwritten digits under noise of unknown scale: the library's main job.
+
+A learned prior of MNIST's digits is one `numpyro.sample` site. A third of each test digit
+is hidden, noise of a scale that the model does not know is added to the rest, and the joint
+posterior of the digits and the scale is drawn by four chains: ParticleGibbs for the digits,
+NUTS for the scale, as two blocks of NumPyro's own Gibbs. What the hidden third leaves open
+is which digit it is: a small classifier names each draw, and the probabilities of the
+classes are read like any other statistic, with R-hat and effective sample size.
+
+Prints an ArviZ summary; writes a picture and the posterior as a NetCDF file. It is a
+benchmark and not yet an example: the classes do not mix well enough (`docs/benchmarks.md`).
+
+    python benchmarks/inpaint_mnist.py
+"""
+
+import argparse
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import arviz as az
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from mnist_classes import class_probabilities, test_digits
+from numpyro.infer import MCMC, NUTS, Gibbs
+
+import numpyro_diffusion as nd
+
+TRUE_SCALE = 0.2
+SHOWN_SHARE = 0.02
+"""Classes of a smaller probability than this are left out of the summary."""
+
+
+def make_model(prior: nd.DiffusionPrior, num_digits: int) -> Any:
+    """Digits seen through a mask, with noise of unknown scale, in shares of ink."""
+
+    def model(mask, y=None):
+        sigma = numpyro.sample("sigma", dist.HalfNormal(0.5))
+        with numpyro.plate("digit", num_digits):
+            x = numpyro.sample("x", prior, infer={"event_dims": ["row", "column"]})
+            pixel = dist.Normal(x, sigma).mask(mask)
+            numpyro.sample("y", pixel.to_event(2), obs=y)
+
+    return model
+
+
+def observe(key: jax.Array, digits: Sequence[int]) -> tuple[Any, Any, Any]:
+    """Some test digits, which of their rows are seen, and the noisy observation."""
+    truth = jnp.asarray(test_digits().images[np.asarray(digits)])
+    seen = jnp.broadcast_to(jnp.arange(28)[:, None] < 19, truth.shape)
+    return truth, seen, truth + TRUE_SCALE * jax.random.normal(key, truth.shape)
+
+
+def class_draws(x: np.ndarray) -> dict[str, np.ndarray]:
+    """Whether a draw is of each class that occurs, by digit and class.
+
+    Args:
+        x: Draws (chain, draw, digit, 28, 28).
+    """
+    named = class_probabilities(x).argmax(-1)
+    return {
+        f"digit {i} is a {k}": (named[..., i] == k).astype(float)
+        for i in range(named.shape[-1])
+        for k in range(10)
+        if SHOWN_SHARE <= np.mean(named[..., i] == k) <= 1.0 - SHOWN_SHARE
+    }
+
+
+def run_chains(
+    model: Any,
+    args: tuple,
+    y: Any,
+    *,
+    num_particles: int,
+    num_warmup: int,
+    num_samples: int,
+    num_chains: int,
+) -> MCMC:
+    """Four chains side by side, from guided draws that differ in scale and kind."""
+    marked = nd.handlers.diffusion_sites(model)
+    block = nd.infer.ParticleGibbs(marked, num_particles=num_particles)
+    mcmc = MCMC(
+        Gibbs([(block, ["x"]), (NUTS(marked), None)]),
+        num_warmup=num_warmup,
+        num_samples=num_samples,
+        num_chains=num_chains,
+        chain_method=jax.vmap,
+        progress_bar=False,
+    )
+    guided = nd.handlers.guide(model)
+    starts = nd.infer.initial_draws(jax.random.key(3), guided, num_chains, *args, y=y)
+    fields = ("block_states.0.moved", "block_states.0.refreshed")
+    mcmc.run(jax.random.key(2), *args, y=y, init_params=starts, extra_fields=fields)
+    return mcmc
+
+
+def summary(idata: Any, kinds: dict[str, np.ndarray]) -> Any:
+    """ArviZ's summary of the scale and of the classes that are open."""
+    sigma = np.asarray(idata["posterior"]["sigma"])
+    data = az.convert_to_dataset({"sigma": sigma, **kinds})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # quantiles of what is 0 or 1 are all alike
+        return az.summary(data)
+
+
+def save_picture(path: Path, truth: Any, seen: Any, y: Any, x: np.ndarray) -> None:
+    """One row per digit: truth, observation, draws, mean, spread, and what it may be."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    flat = x.reshape(-1, *x.shape[2:])
+    shown = flat[np.linspace(0, len(flat) - 1, 6).astype(int)]
+    probabilities = np.mean(np.eye(10)[class_probabilities(flat).argmax(-1)], axis=0)
+    ink = {"cmap": "gray_r", "vmin": 0.0, "vmax": 1.0}
+    spread = {"cmap": "magma", "vmin": 0.0, "vmax": 0.5}
+    columns = [
+        ("true digit", np.asarray(truth), ink),
+        ("what is seen", np.where(seen, y, np.nan), ink),
+        *((f"posterior draw {i + 1}", draw, ink) for i, draw in enumerate(shown)),
+        ("mean", flat.mean(0), ink),
+        ("standard deviation", flat.std(0), spread),
+    ]
+    num = len(truth)
+    size = (1.3 * (len(columns) + 1.6), 1.45 * num + 0.3)
+    widths = [1.0] * len(columns) + [1.6]
+    figure, axes = plt.subplots(
+        num, len(columns) + 1, figsize=size, squeeze=False, width_ratios=widths
+    )
+    for column, (title, images, how) in enumerate(columns):
+        axes[0, column].set_title(title, fontsize=8)
+        for axis, image in zip(axes[:, column], images, strict=True):
+            axis.set_facecolor("tab:blue")
+            axis.imshow(image, **how)
+            axis.set(xticks=[], yticks=[])
+    axes[0, -1].set_title("which digit it may be", fontsize=8)
+    for axis, shares in zip(axes[:, -1], probabilities, strict=True):
+        axis.bar(range(10), shares, color="tab:gray")
+        axis.set(ylim=(0.0, 1.0), yticks=[0.0, 1.0], xticks=range(10))
+        axis.tick_params(labelsize=6)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+    plt.close(figure)
+
+
+def main(
+    digits: Sequence[int] = (4, 8),
+    num_warmup: int = 60,
+    num_samples: int = 250,
+    num_chains: int = 4,
+    num_particles: int = 12,
+    chain_steps: int = 25,
+    out: str = "out",
+) -> Any:
+    """Run the inference; returns the ArviZ data."""
+    start = time.perf_counter()
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Half the steps of the shipped prior: sharp enough at this noise, and twice as fast.
+    shipped = nd.load_pretrained("mnist")
+    prior = nd.DiffusionPrior(
+        shipped.reverse, (28, 28), chain_steps, scaling=shipped.scaling
+    )
+    truth, seen, y = observe(jax.random.key(1), digits)
+    print(f"{num_chains} chains of {num_warmup + num_samples} sweeps, side by side ...")
+    mcmc = run_chains(
+        make_model(prior, len(digits)),
+        (seen,),
+        y,
+        num_particles=num_particles,
+        num_warmup=num_warmup,
+        num_samples=num_samples,
+        num_chains=num_chains,
+    )
+    idata = az.from_numpyro(mcmc, log_likelihood=False)
+    x = np.asarray(idata["posterior"]["x"])
+    print(summary(idata, class_draws(x)).to_string())
+    low, high = np.quantile(np.asarray(idata["posterior"]["sigma"]), [0.025, 0.975])
+    covered = "covers" if low <= TRUE_SCALE <= high else "misses"
+    moved = np.mean(mcmc.get_extra_fields()["block_states.0.moved"])
+    print(
+        f"noise scale: 95 % interval [{low:.3f}, {high:.3f}] {covered} the true "
+        f"{TRUE_SCALE}; digits changed in {moved:.0%} of the sweeps"
+    )
+    save_picture(folder / "inpaint_mnist.png", truth, seen, y, x)
+    idata.to_netcdf(folder / "inpaint_mnist.nc")
+    print(
+        f"written: {folder / 'inpaint_mnist.png'}, {folder / 'inpaint_mnist.nc'} "
+        f"({time.perf_counter() - start:.0f} s)"
+    )
+    return idata
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--digits", type=int, nargs="+", default=[4, 8])
+    parser.add_argument("--num-samples", type=int, default=250)
+    parser.add_argument("--out", default="out")
+    arguments = parser.parse_args()
+    main(arguments.digits, num_samples=arguments.num_samples, out=arguments.out)
