@@ -185,6 +185,7 @@ def test_guided_draws_of_a_mixture_keep_both_components_with_a_known_bias():
     assert 0.02 < share - np.mean(x[:, 0] > 0) < 0.08 + 5 * error
 
 
+@pytest.mark.gate
 def test_nothing_observed_gives_the_prior_and_y_follows_x():
     result = draws(guide(linear, GUIDANCE))
     tilt = lambda x: jnp.zeros(1)
@@ -229,6 +230,7 @@ def in_plate(y):
         numpyro.sample("y", dist.Normal(x, 0.1).to_event(1), obs=y)
 
 
+@pytest.mark.gate
 def test_elements_of_a_plate_do_not_hear_of_each_other():
     y = jnp.array([[0.0, 0.0], [1.0, 1.0], [-1.0, 2.0]])
     guided = guide(in_plate, GUIDANCE)

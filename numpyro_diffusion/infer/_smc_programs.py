@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 from tqdm.auto import tqdm
 
 from numpyro_diffusion.guidance import AbstractGuidance, default_guidance
@@ -13,7 +13,9 @@ from numpyro_diffusion.infer._programs import programs_of
 from numpyro_diffusion.infer.resampling import systematic_ancestors
 from numpyro_diffusion.infer.smc import Particles, ParticleSweep
 from numpyro_diffusion.infer.sweeps import SMCResult, Trace, advance, weigh
+from numpyro_diffusion.model.checks import missing_observations
 from numpyro_diffusion.model.problem import Problem, whole_problem
+from numpyro_diffusion.model.sites import traced
 
 __all__ = ["EvidenceResult", "Settings", "run_draws", "run_whole", "run_with_bar"]
 
@@ -29,12 +31,17 @@ class Settings(NamedTuple):
 
 
 class EvidenceResult(NamedTuple):
-    """A result, its evidence in the shape that the model gives it, and the rest's."""
+    """A result, its evidence in the shape that the model gives it, and the rest's.
+
+    With that, how many observations are no numbers: see `missing_observations`.
+    """
 
     whole: SMCResult
     log_evidence: Float[Array, "..."]
     log_evidence_error: Float[Array, "..."]
     log_evidence_rest: Float[Array, ""]
+    log_evidence_total: Float[Array, ""]
+    missing: dict[str, Int[Array, "2"]]
 
 
 def run_whole(
@@ -96,7 +103,8 @@ def _run(
     particles = _started(problem, settings, start_key)
     times = _times(problem.grid, steps_key)
     particles, trace = advance(_sweep(problem, settings), particles, *times)
-    return _finished(problem, settings, particles, trace)
+    missing = missing_observations(traced(model, args, kwargs, {}))
+    return _finished(problem, settings, particles, trace, missing)
 
 
 def _start(
@@ -131,7 +139,8 @@ def _finish(
     trace: Trace,
 ) -> EvidenceResult:
     problem = _problem(model, settings, args, kwargs)
-    return _finished(problem, settings, particles, trace)
+    missing = missing_observations(traced(model, args, kwargs, {}))
+    return _finished(problem, settings, particles, trace, missing)
 
 
 def _draws(
@@ -165,15 +174,22 @@ def _started(problem: Problem, settings: Settings, key: Array) -> Particles:
 
 
 def _finished(
-    problem: Problem, settings: Settings, particles: Particles, trace: Trace
+    problem: Problem,
+    settings: Settings,
+    particles: Particles,
+    trace: Trace,
+    missing: dict[str, Array],
 ) -> EvidenceResult:
     result = weigh(_sweep(problem, settings).finish(particles), trace)
     shaped = lambda values: values.reshape(problem.evidence_shape)
+    rest = problem.rest()
     return EvidenceResult(
         result,
         shaped(result.log_evidence),
         shaped(result.log_evidence_error),
-        problem.rest(),
+        rest,
+        jnp.sum(result.log_evidence) + rest,
+        missing,
     )
 
 

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, SupportsIndex
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -26,7 +25,7 @@ from numpyro_diffusion.infer._smc_programs import (
     run_whole,
     run_with_bar,
 )
-from numpyro_diffusion.model.checks import check_model, check_observations
+from numpyro_diffusion.model.checks import check_model, refuse_missing
 from numpyro_diffusion.model.sites import named_dims, observed_values, traced
 
 __all__ = ["TwistedSMC", "TwistedSMCPosterior", "unchecked_run"]
@@ -167,9 +166,8 @@ class TwistedSMC:
                 Or the model has other latents, and fewer than 10 distinct values of them
                 are left (neither under `jit`).
         """
-        # Inside of the program the data have no values yet.
-        check_observations(traced(self.model, args, kwargs, {}), _CALLER)
         posterior = unchecked_run(self, rng_key, args, kwargs)
+        refuse_missing(posterior.missing, _CALLER)
         warn_undefined(_CALLER, posterior.num_undefined, self.num_particles)
         check_found(_CALLER, posterior.log_evidence, self.num_particles)
         warn_of_few_founders(_CALLER, posterior.particles)
@@ -197,6 +195,8 @@ class TwistedSMCPosterior:
         resampled: Whether each step resampled, shape (num_steps, num_problems).
         log_evidence_path: The estimate as it stood before each step, and at the end, shape
             (num_steps + 1, num_problems); see `diagnostics.evidence_trace`.
+        missing: For each observed site how many entries are no numbers although no mask
+            hides them, and of how many; `run` refuses such data.
     """
 
     def __init__(
@@ -218,7 +218,8 @@ class TwistedSMCPosterior:
         self.log_evidence = found.log_evidence
         self.log_evidence_error = found.log_evidence_error
         self.log_evidence_rest = found.log_evidence_rest
-        self.log_evidence_total = jnp.sum(self.log_evidence) + found.log_evidence_rest
+        self.log_evidence_total = found.log_evidence_total
+        self.missing = found.missing
 
     def get_samples(self) -> dict[str, Array]:
         """Equally weighted draws, as many as particles, leaves of shape (num, ...).

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax.core import Tracer
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Int
 from numpyro.distributions.distribution import MaskedDistribution
 
 from numpyro_diffusion.model.private import mask_of
@@ -16,8 +16,9 @@ __all__ = [
     "check_all_given",
     "check_drawable",
     "check_model",
-    "check_observations",
     "check_start",
+    "missing_observations",
+    "refuse_missing",
 ]
 
 
@@ -93,47 +94,58 @@ def check_drawable(
         )
 
 
-def check_observations(sites: Mapping[str, Any], caller: str) -> None:
-    """Refuse data that are not numbers, unless a mask hides them.
+def missing_observations(sites: Mapping[str, Any]) -> dict[str, Int[Array, "2"]]:
+    """How many entries of each site's data are no numbers and not masked, and of how many.
 
-    Inside of compiled programs data have no values yet, and nothing is checked.
+    Inside of a compiled program this is a part of it, and costs nothing by itself.
 
     Args:
         sites: A trace of the model.
+    """
+    found = {}
+    for name, msg in sites.items():
+        if msg["type"] != "sample" or not msg["is_observed"] or msg["value"] is None:
+            continue
+        data = jnp.asarray(msg["value"])
+        if jnp.issubdtype(data.dtype, jnp.floating):
+            hidden = _hidden(msg["fn"], data.shape)
+            count = jnp.sum(jnp.isnan(data) & ~hidden)
+            found[name] = jnp.stack([count, jnp.asarray(data.size, count.dtype)])
+    return found
+
+
+def refuse_missing(missing: Mapping[str, Int[Array, "2"]], caller: str) -> None:
+    """Refuse data that are not numbers, unless a mask hides them.
+
+    Args:
+        missing: What `missing_observations` found. What has no value yet, inside of a
+            compiled program, is passed.
         caller: Who asks, for the error.
 
     Raises:
         ValueError: A site's data have such entries.
     """
-    for name, msg in sites.items():
-        if msg["type"] != "sample" or not msg["is_observed"]:
+    for name, counts in missing.items():
+        if isinstance(counts, Tracer):
             continue
-        value = msg["value"]
-        if value is None or isinstance(value, Tracer):
-            continue
-        data = np.asarray(value)
-        if data.dtype.kind != "f" or not np.isnan(data).any():
-            continue
-        hidden = _hidden(msg["fn"], data.shape)
-        if hidden is not None and (count := int(np.sum(np.isnan(data) & ~hidden))):
+        count, size = np.asarray(counts)
+        if count:
             raise ValueError(
                 f"{caller}: the observations of {name!r} must be numbers where no mask "
-                f"hides them, got NaN in {count} of {data.size} entries; mask them "
+                f"hides them, got NaN in {count} of {size} entries; mask them "
                 "(`handlers.mask`, or `obs_mask` of `numpyro.sample`)."
             )
 
 
-def _hidden(fn: Any, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Which entries of a value masks hide; None if that is not known yet."""
-    hidden = np.zeros(shape, bool)
+def _hidden(fn: Any, shape: tuple[int, ...]) -> Bool[Array, "..."]:
+    """Which entries of a value masks hide."""
+    hidden = jnp.zeros(shape, bool)
     while isinstance(
         fn, (MaskedDistribution, dist.ExpandedDistribution, dist.Independent)
     ):
         if isinstance(fn, MaskedDistribution):
-            if isinstance(mask_of(fn), Tracer):
-                return None
-            mask = np.asarray(mask_of(fn))
-            hidden |= ~mask.reshape(mask.shape + (1,) * fn.event_dim)
+            mask = jnp.asarray(mask_of(fn))
+            hidden = hidden | ~mask.reshape(mask.shape + (1,) * fn.event_dim)
         fn = fn.base_dist
     return hidden
 

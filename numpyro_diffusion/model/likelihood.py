@@ -27,7 +27,11 @@ from jaxtyping import Array, Float, Num
 from numpyro.distributions.distribution import MaskedDistribution
 from numpyro.handlers import seed, substitute
 
-from numpyro_diffusion.model.checks import check_model, check_observations
+from numpyro_diffusion.model.checks import (
+    check_model,
+    missing_observations,
+    refuse_missing,
+)
 from numpyro_diffusion.model.fisher import divergence
 from numpyro_diffusion.model.messengers import (
     OmitPrior,
@@ -229,7 +233,7 @@ class Likelihood:
         args, kwargs, others = self._inputs
         model = _Reusable(self._model, others)
         sites = prototype(model, args, kwargs, lambda fn: True, only=name)
-        check_observations(sites, "Likelihood")
+        refuse_missing(missing_observations(sites), "Likelihood")
         message = sites.get(name)
         latents = [n for n, m in sites.items() if _is_latent(m)]
         if message is None or not message["infer"].get("_placeholder", False):

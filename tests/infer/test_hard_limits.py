@@ -92,6 +92,7 @@ EVIDENCE = norm.logpdf(Y[SEEN], 0.0, np.sqrt(1.0 + SIGMA**2)).sum()
 PERFECT = float(SEEN.sum() * norm.logpdf(0.0, 0.0, SIGMA))
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("model", [masked_law, masked_handler], ids=["law", "handler"])
 @pytest.mark.parametrize("guidance", MATCHING, ids=IDS)
 def test_what_is_no_number_under_a_mask_does_not_matter(model, guidance):

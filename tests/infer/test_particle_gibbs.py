@@ -89,6 +89,7 @@ def test_gaussian_posterior_for_any_number_of_particles_and_guidance(
     assert gaussian_z_scores(draws).max() < LIMIT
 
 
+@pytest.mark.gate
 def test_control_a_kernel_without_transition_weights_is_rejected(monkeypatch):
     """The control: leave the ratio of prior and proposal out of the weights."""
     monkeypatch.setattr(smc_room, "_log_ratio", lambda p, q, x: jnp.zeros(len(x)))

@@ -77,6 +77,7 @@ def plated_draws():
 BLURRED = np.sqrt(SIGMA**2 + RHO**2)
 
 
+@pytest.mark.gate
 def test_draws_have_the_law_of_the_relaxed_joint():
     """x sees the data through the blurred likelihood; z has the blurred prior."""
     mcmc = plated_draws()
@@ -101,6 +102,7 @@ def repeated(y):
         numpyro.sample("y", dist.Normal(x, SIGMA).to_event(1), obs=y)
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize(
     ("rho", "too_wide", "too_small"),
     [pytest.param(0.2, 0.06, 0.03, marks=pytest.mark.slow), (0.5, 0.29, 0.17)],

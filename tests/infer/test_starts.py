@@ -74,6 +74,7 @@ def test_guided_and_smc_starts_have_the_posterior_s_law(source, num):
     assert z_scores(starts["x"], MEAN, COVARIANCE).max() > 2 * LIMIT
 
 
+@pytest.mark.gate
 def test_an_smc_run_gives_every_latent_of_one_particle():
     smc = nd.infer.TwistedSMC(unknown, num_particles=64)
     starts = nd.infer.initial_draws(KEY, smc, 2, Y)
@@ -131,7 +132,9 @@ def test_split_gibbs_alone_starts_at_constrained_values():
 
 
 @pytest.mark.gate
-@pytest.mark.parametrize("chain_method", ["sequential", jax.vmap], ids=str)
+@pytest.mark.parametrize(
+    "chain_method", ["sequential", jax.vmap], ids=["sequential", "vmap"]
+)
 @pytest.mark.parametrize("kind", KERNELS)
 def test_four_chains_run_from_there(kind, chain_method):
     starts = nd.infer.initial_draws(KEY, plain, 4, Y)
