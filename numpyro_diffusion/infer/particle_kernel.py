@@ -174,27 +174,23 @@ class AbstractParticleKernel(MCMCKernel, Generic[State]):
         self, key: Array, problem: Problem, path: Array
     ) -> ConditionalDraw:
         """A run that holds one particle at the current trajectory."""
-        return conditional_smc(
-            key,
-            problem.reverse,
-            self._guidance_of(problem),
-            ModelLikelihood(problem.log_likelihood, problem.expected),
-            path,
-            problem.grid,
-            self._num_particles,
-            self._resample_below,
-        )
+        return self._run(conditional_smc, key, problem, path)
 
     def _independent(
         self, key: Array, problem: Problem, current: ConditionalDraw
     ) -> ConditionalDraw:
         """A run of its own, taken or left."""
-        return independent_smc(
+        return self._run(independent_smc, key, problem, current)
+
+    def _run(
+        self, run: Callable, key: Array, problem: Problem, given: Any
+    ) -> ConditionalDraw:
+        return run(
             key,
             problem.reverse,
             self._guidance_of(problem),
             ModelLikelihood(problem.log_likelihood, problem.expected),
-            current,
+            given,
             problem.grid,
             self._num_particles,
             self._resample_below,
