@@ -14,6 +14,7 @@ benchmark and not yet an example: the classes do not mix well enough (`docs/benc
 """
 
 import argparse
+import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -26,10 +27,12 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from mnist_classes import class_probabilities, test_digits
 from numpyro.infer import MCMC, NUTS, Gibbs
 
 import numpyro_diffusion as nd
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+from mnist_classes import class_probabilities, test_digits
 
 TRUE_SCALE = 0.2
 SHOWN_SHARE = 0.02
@@ -49,11 +52,13 @@ def make_model(prior: nd.DiffusionPrior, num_digits: int) -> Any:
     return model
 
 
-def observe(key: jax.Array, digits: Sequence[int]) -> tuple[Any, Any, Any]:
+def observe(
+    key: jax.Array, digits: Sequence[int], true_scale: float
+) -> tuple[Any, Any, Any]:
     """Some test digits, which of their rows are seen, and the noisy observation."""
     truth = jnp.asarray(test_digits().images[np.asarray(digits)])
     seen = jnp.broadcast_to(jnp.arange(28)[:, None] < 19, truth.shape)
-    return truth, seen, truth + TRUE_SCALE * jax.random.normal(key, truth.shape)
+    return truth, seen, truth + true_scale * jax.random.normal(key, truth.shape)
 
 
 def class_draws(x: np.ndarray) -> dict[str, np.ndarray]:
@@ -150,6 +155,7 @@ def save_picture(path: Path, truth: Any, seen: Any, y: Any, x: np.ndarray) -> No
 
 def main(
     digits: Sequence[int] = (4, 8),
+    true_scale: float = TRUE_SCALE,
     num_warmup: int = 60,
     num_samples: int = 250,
     num_chains: int = 4,
@@ -166,7 +172,7 @@ def main(
     prior = nd.DiffusionPrior(
         shipped.reverse, (28, 28), chain_steps, scaling=shipped.scaling
     )
-    truth, seen, y = observe(jax.random.key(1), digits)
+    truth, seen, y = observe(jax.random.key(1), digits, true_scale)
     print(f"{num_chains} chains of {num_warmup + num_samples} sweeps, side by side ...")
     mcmc = run_chains(
         make_model(prior, len(digits)),
@@ -181,11 +187,11 @@ def main(
     x = np.asarray(idata["posterior"]["x"])
     print(summary(idata, class_draws(x)).to_string())
     low, high = np.quantile(np.asarray(idata["posterior"]["sigma"]), [0.025, 0.975])
-    covered = "covers" if low <= TRUE_SCALE <= high else "misses"
+    covered = "covers" if low <= true_scale <= high else "misses"
     moved = np.mean(mcmc.get_extra_fields()["block_states.0.moved"])
     print(
         f"noise scale: 95 % interval [{low:.3f}, {high:.3f}] {covered} the true "
-        f"{TRUE_SCALE}; digits changed in {moved:.0%} of the sweeps"
+        f"{true_scale}; digits changed in {moved:.0%} of the sweeps"
     )
     save_picture(folder / "inpaint_mnist.png", truth, seen, y, x)
     idata.to_netcdf(folder / "inpaint_mnist.nc")
@@ -199,7 +205,15 @@ def main(
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--digits", type=int, nargs="+", default=[4, 8])
+    parser.add_argument("--scale", type=float, default=TRUE_SCALE)
+    parser.add_argument("--num-warmup", type=int, default=60)
     parser.add_argument("--num-samples", type=int, default=250)
     parser.add_argument("--out", default="out")
     arguments = parser.parse_args()
-    main(arguments.digits, num_samples=arguments.num_samples, out=arguments.out)
+    main(
+        arguments.digits,
+        arguments.scale,
+        arguments.num_warmup,
+        arguments.num_samples,
+        out=arguments.out,
+    )
