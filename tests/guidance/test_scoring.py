@@ -143,12 +143,13 @@ def test_scoring_weighs_a_winding_likelihood_better():
     joint = dist.Normal().log_prob(grid) + law(grid).log_prob(y[:, None])
     exact = jax.nn.logsumexp(joint, axis=1) + jnp.log(grid[1] - grid[0])
 
-    def model(y):
-        with numpyro.plate("n", 12):
-            x = numpyro.sample("x", prior)
-            numpyro.sample("y", law(x).to_event(1), obs=y[:, None])
-
     def scatter():
+        # Another model each time: programs compiled for one outlive the control's patch.
+        def model(y):
+            with numpyro.plate("n", 12):
+                x = numpyro.sample("x", prior)
+                numpyro.sample("y", law(x).to_event(1), obs=y[:, None])
+
         smc = TwistedSMC(model, num_particles=100)
         errors = [smc.run(jax.random.key(i), y).log_evidence - exact for i in range(10)]
         return float(jnp.sqrt(jnp.mean(jnp.array(errors) ** 2)))
