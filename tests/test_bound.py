@@ -410,6 +410,7 @@ def test_importance_estimate_is_the_probability_by_enumeration(rate):
 
 
 @pytest.mark.slow
+@pytest.mark.promotes  # NumPyro's Bernoulli draws
 def test_bound_of_the_heartbeat_is_the_best_there_is():
     """T = 50, rho = 0.2: K* = -3.497976 bits by exact reduction (section 7.3)."""
     reverse, patterns = heartbeat(0.2, repeats=4)
