@@ -118,7 +118,15 @@ row(
     **_CALL,
 )
 row("importance_log_prob", batch_size=4, **_CALL)
-row("denoising_error", reverse=GAUSS, data=DATA, key=KEY, num_levels=2, num_samples=2)
+row(
+    "denoising_error",
+    reverse=GAUSS,
+    data=DATA,
+    key=KEY,
+    num_levels=2,
+    num_samples=2,
+    num_knots=2,
+)
 row(
     "fit",
     lambda found: (found.losses, found.reverse.error.values),
@@ -170,6 +178,7 @@ row("guidance.Product", guided, guide=nd.guidance.ConstantGuide())
 row("guidance.ConstantGuide", moved)
 row("guidance.TemperedGuide", moved)
 row("guidance.ExpectedGuide", moved, matching=nd.guidance.MomentMatching())
+row("guidance.Diagonal")
 row("guidance.Isotropic", None, ("error",), error=ERROR)
 row("guidance.Tweedie", lambda c: guided(nd.guidance.MomentMatching(c)), latest=0.9)
 row(

@@ -68,7 +68,13 @@ for _forward, _x in ((FORWARD, X), (BITS, Z)):
     _of = {"x_t": _x, "x0": _x, "s": 0.25, "t": 0.5}
     row(f"{_name}.posterior", call=_forward.posterior, **_of)
 row(
-    "DenoisingError", lambda e: e(SCHEDULE, 0.5), times=ERROR.times, values=ERROR.values
+    "DenoisingError",
+    lambda e: (e(SCHEDULE, 0.5), e.given(SCHEDULE, X, 0.5)),
+    ("knots", "table"),
+    times=ERROR.times,
+    values=ERROR.values,
+    knots=jnp.array([-1.0, 1.0]),
+    table=jnp.array([[0.1, 0.2], [0.2, 0.3]]),
 )
 row("DataPrediction")
 row("LogitPrediction")

@@ -46,13 +46,14 @@ from numpyro_diffusion.guidance.base import (
     value_and_gradient,
 )
 from numpyro_diffusion.guidance.chain import draw_stack, guided_sample
-from numpyro_diffusion.guidance.dps import DPS
-from numpyro_diffusion.guidance.moment_matching import (
+from numpyro_diffusion.guidance.covariance import (
     AbstractCovariance,
+    Diagonal,
     Isotropic,
-    MomentMatching,
     Tweedie,
 )
+from numpyro_diffusion.guidance.dps import DPS
+from numpyro_diffusion.guidance.moment_matching import MomentMatching
 from numpyro_diffusion.guidance.perturbation import (
     AbstractGuide,
     ConstantGuide,
@@ -71,6 +72,7 @@ __all__ = [
     "AbstractGuidance",
     "AbstractGuide",
     "ConstantGuide",
+    "Diagonal",
     "ExpectedGuide",
     "Isotropic",
     "LogLikelihood",

@@ -29,6 +29,7 @@ __all__ = [
     "check_guidance",
     "curvature",
     "dot",
+    "entry_variances",
     "finite",
     "moments",
     "normal_stack",
@@ -210,6 +211,15 @@ def step_stack(reverse: AbstractReverse, x_t: Array, t: Time, s: Time) -> Revers
     checked_instance(caller, "reverse", reverse, AbstractReverse, "fit(...).reverse")
     x_t = _checked_stack(caller, "x_t", x_t)
     return over_stack(lambda x: reverse.step(x, t=t, s=s))(x_t)
+
+
+def entry_variances(reverse: AbstractReverse, x0_hat: Array, t: Time) -> Array:
+    """`AbstractReverse.entry_variance` of each event of a stack, of the stack's shape."""
+    caller = "entry_variances"
+    checked_instance(caller, "reverse", reverse, AbstractReverse, "fit(...).reverse")
+    x0_hat = _checked_stack(caller, "x0_hat", x0_hat)
+    of_event = lambda x0: jnp.broadcast_to(reverse.entry_variance(x0, t), x0.shape)
+    return over_stack(of_event)(x0_hat)
 
 
 def terminal_stack(

@@ -7,14 +7,14 @@ it occurs. Conjugate gradients started at the log likelihood's gradient do not: 
 observations they see one. Hence structure is tried first, and a product with a
 vector of no special kind tells whether it is there:
 
-- *Diagonal.* If V is isotropic and $H z = (H 1) \odot z$, then
-  $\log\det = \sum_i \log(1 + v h_i)$.
+- *Diagonal.* If V is diagonal and $H z = (H 1) \odot z$, then
+  $\log\det = \sum_i \log(1 + v_i h_i)$.
 - *Blocks.* V never couples the copies of a prior. If H does not either, d products with
   unit vectors, the same in all copies, give all blocks of d entries.
 - *Dense.* As many products as entries, where these are few.
-- *Proportional.* If V is isotropic and $H_p z = c_p H_1 z$ for each problem p, as where an
-  unknown scale is all that particles differ in, each shows another column of the same
-  matrix, and its eigenvalues serve all.
+- *Proportional.* If V is a multiple of I and $H_p z = c_p H_1 z$ for each problem p, as
+  where an unknown scale is all that particles differ in, each shows another column of the
+  same matrix, and its eigenvalues serve all.
 - *Low rank.* If Q spans what H makes of k random vectors and $H z = Q Q^\top H z$, then
   $\det(I + H V) = \det(I + Q^\top H Q\; Q^\top V Q)$.
 - *Quadrature.* Else, with probes z of independent signs,
@@ -26,19 +26,19 @@ Ubaru et al. 2017, doi:10.1137/16M1104974 (stochastic Lanczos quadrature).
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from numpyro_diffusion.guidance.base import dot
+from numpyro_diffusion.guidance.base import dot, spread
+from numpyro_diffusion.guidance.diagonal import DiagonalCurvature, alike, generic
 from numpyro_diffusion.guidance.elimination import log_det_of_product
 from numpyro_diffusion.guidance.lanczos import quadratic_form
 from numpyro_diffusion.guidance.newton import Problem, Values
 
-__all__ = ["Diagonal", "diagonal_curvature", "log_determinant"]
+__all__ = ["log_determinant"]
 
 # Up to this many entries a matrix is formed; as many random vectors look for a low rank.
 _MAX_DENSE = 32
@@ -47,36 +47,12 @@ _NUM_PROBES = 4
 _MAX_SHARED = 1024
 
 
-class Diagonal(NamedTuple):
-    """The curvature of each problem, if it couples no entries.
-
-    Attributes:
-        is_all: Whether it couples none.
-        entries: Its diagonal, and 0 where that is negative or no number.
-    """
-
-    is_all: Bool[Array, " P"]
-    entries: Float[Array, "P C *event"]
-
-
-def diagonal_curvature(
-    problem: Problem, here: Float[Array, "P C *event"], values: Values
-) -> Diagonal:
-    """The diagonal of H at a value, by two products with H; see `log_determinant`."""
-    bend, _ = _products(problem, here, values)
-    found, generic = bend(jnp.ones_like(here)), _generic(here)
-    counts = (found > 0.0) & jnp.isfinite(found)
-    return Diagonal(
-        _alike(bend(generic), found * generic), jnp.where(counts, found, 0.0)
-    )
-
-
 def log_determinant(
     problem: Problem,
     max_iterations: int,
     here: Float[Array, "P C *event"],
     values: Values,
-    diagonal: Diagonal | None = None,
+    diagonal: DiagonalCurvature | None = None,
 ) -> Float[Array, " P"]:
     r"""$\log\det(I + H V)$ of each problem, H being the curvature at a value.
 
@@ -85,7 +61,7 @@ def log_determinant(
         max_iterations: Limit on Lanczos' iterations.
         here: The value.
         values: What else the problem depends on.
-        diagonal: H, if V is a multiple of I.
+        diagonal: H, if V is diagonal.
 
     Returns:
         At least 0: curvature that is negative, or no number, is left out: by itself where
@@ -102,8 +78,8 @@ def log_determinant(
     def by_structure(_: None) -> Array:
         if num_copies * size <= _MAX_DENSE:
             return _of_blocks(bend, covariance, here, 1)
-        is_isotropic = diagonal is not None
-        return _large(problem, max_iterations, is_isotropic, here, values)
+        is_diagonal = diagonal is not None
+        return _large(problem, max_iterations, is_diagonal, here, values)
 
     def by_blocks(_: None) -> Array:
         if num_copies == 1 or size > _MAX_DENSE:
@@ -137,20 +113,6 @@ def _products(
     )
 
 
-def _generic(like: Float[Array, "P C *event"]) -> Float[Array, "P C *event"]:
-    """A vector without small, like or opposite entries, the same for each problem."""
-    entries = np.random.default_rng(1).uniform(1.0, 2.0, like.shape[1:])
-    return jnp.broadcast_to(jnp.asarray(entries, like.dtype), like.shape)
-
-
-def _alike(found: Array, expected: Array) -> Bool[Array, " P"]:
-    """Whether stacks agree up to rounding; what is not a number does not matter."""
-    tolerance = jnp.sqrt(jnp.finfo(found.dtype).eps)
-    gap = jnp.abs(found - expected)
-    agrees = (gap <= tolerance * jnp.abs(expected)) | jnp.isnan(gap)
-    return jnp.all(agrees, axis=tuple(range(1, found.ndim)))
-
-
 def _couples_no_copies(
     bend: Callable[[Array], Array], like: Float[Array, "P C *event"]
 ) -> Bool[Array, " P"]:
@@ -158,11 +120,11 @@ def _couples_no_copies(
 
     If so, what comes out of a copy changes with the sign of what went into it.
     """
-    generic = _generic(like)
+    probe = generic(like)
     scale = np.random.default_rng(2).uniform(1.0, 2.0, like.shape[1])
     scale = jnp.asarray(scale, like.dtype).reshape(1, -1, *(1,) * (like.ndim - 2))
     scale = jnp.broadcast_to(scale, like.shape)
-    return _alike(bend(scale * generic), scale * bend(generic))
+    return alike(bend(scale * probe), scale * bend(probe))
 
 
 def _of_blocks(
@@ -188,24 +150,26 @@ def _of_blocks(
 def _large(
     problem: Problem,
     max_iterations: int,
-    is_isotropic: bool,
+    is_diagonal: bool,
     here: Float[Array, "P C *event"],
     values: Values,
 ) -> Float[Array, " P"]:
     """Of many entries: proportional, of low rank, or by quadrature."""
     bend, covariance = _products(problem, here, values)
     otherwise = lambda _: _low_rank(problem, max_iterations, here, values)
-    if not is_isotropic or here[0].size > _MAX_SHARED:
+    if not is_diagonal or here[0].size > _MAX_SHARED:
         return otherwise(None)
-    flat = bend(_generic(here)).reshape(len(here), -1)
+    flat = bend(generic(here)).reshape(len(here), -1)
     factors = flat @ flat[0] / jnp.sum(flat[0] ** 2)
     gap = flat - factors[:, None] * flat[:1]
     rounding = jnp.finfo(here.dtype).eps * jnp.sum(flat**2, axis=1)
     is_like = (jnp.sum(gap**2, axis=1) <= rounding) & (factors > 0.0)
-    variances = covariance(jnp.ones_like(here)).reshape(len(here), -1)[:, 0]
+    variances = covariance(jnp.ones_like(here))
+    first = variances.reshape(len(here), -1)[:, 0]
+    is_isotropic = alike(variances, spread(first, variances))
     return jax.lax.cond(
-        jnp.all(is_like),
-        lambda _: _of_one_matrix(bend, here, factors, variances),
+        jnp.all(is_like & is_isotropic),
+        lambda _: _of_one_matrix(bend, here, factors, first),
         otherwise,
         None,
     )
@@ -215,12 +179,12 @@ def _large(
 def _no_derivative(
     problem: Problem,
     max_iterations: int,
-    is_isotropic: bool,
+    is_diagonal: bool,
     primals: tuple,
     tangents: tuple,
 ) -> tuple[Array, Array]:
     """Who asks for the derivative shall see that there is none."""
-    log_det = _large(problem, max_iterations, is_isotropic, *primals)
+    log_det = _large(problem, max_iterations, is_diagonal, *primals)
     return log_det, jnp.nan * dot(tangents[0], jnp.ones_like(primals[0]))
 
 
@@ -270,8 +234,8 @@ def _low_rank(
     rounding = epsilon * basis.shape[1] * jnp.max(sizes, axis=1, keepdims=True)
     basis = jnp.where((sizes > rounding)[:, None, :], basis, 0.0)
     project = lambda v: jnp.einsum("pik,pjk,pj->pi", basis, basis, v)
-    generic = flat(bend(_generic(here)))
-    gap, whole = generic - project(generic), jnp.sum(generic**2, axis=1)
+    found = flat(bend(generic(here)))
+    gap, whole = found - project(found), jnp.sum(found**2, axis=1)
     is_low = jnp.sum(gap**2, axis=1) <= epsilon * whole
 
     def low_rank(_: None) -> Array:

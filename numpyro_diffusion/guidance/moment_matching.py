@@ -1,9 +1,5 @@
 """Guidance by matching the moments of x_0 given x_t and the data."""
 
-import abc
-from collections.abc import Callable
-
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
@@ -21,124 +17,20 @@ from numpyro_diffusion.guidance.base import (
     Time,
     curvature,
     dot,
+    entry_variances,
     finite,
     over_stack,
     spread,
-    step_stack,
     terminal_stack,
     value_and_gradient,
 )
-from numpyro_diffusion.guidance.determinant import diagonal_curvature, log_determinant
+from numpyro_diffusion.guidance.covariance import AbstractCovariance, Diagonal
+from numpyro_diffusion.guidance.determinant import log_determinant
+from numpyro_diffusion.guidance.diagonal import diagonal_of
 from numpyro_diffusion.guidance.newton import Limits, Problem, Values, mode_preimage
-from numpyro_diffusion.reverse import AbstractReverse, DenoisingError, ReverseStep
+from numpyro_diffusion.reverse import AbstractReverse
 
-__all__ = ["AbstractCovariance", "Isotropic", "MomentMatching", "Tweedie"]
-
-
-class AbstractCovariance(eqx.Module):
-    """An approximation of the covariance of x_0 given x_t."""
-
-    @abc.abstractmethod
-    def step(
-        self,
-        reverse: AbstractReverse,
-        x_t: Float[Array, "P C *event"],
-        *,
-        t: Time,
-        s: Time,
-    ) -> tuple[ReverseStep, Callable[[Array], Array]]:
-        """The stack's untilted step, and a function that applies the covariance."""
-
-    def check_reverse(self, reverse: AbstractReverse, caller: str) -> None:
-        """Refuse a reverse process that does not tell this covariance.
-
-        Args:
-            reverse: The reverse process.
-            caller: Who asks, for the error.
-
-        Raises:
-            ValueError: Its covariance would be zero, and the data ignored.
-        """
-
-
-class Isotropic(AbstractCovariance):
-    r"""$r^2(t) I$: one variance per noise level. Takes no derivative of the network.
-
-    Attributes:
-        error: The measured $r^2(t)$; by default what the reverse process stores.
-    """
-
-    error: DenoisingError | None = None
-
-    def __check_init__(self) -> None:
-        if self.error is not None:
-            checked_instance(
-                "Isotropic", "error", self.error, DenoisingError, "denoising_error(...)"
-            )
-
-    def step(
-        self,
-        reverse: AbstractReverse,
-        x_t: Float[Array, "P C *event"],
-        *,
-        t: Time,
-        s: Time,
-    ) -> tuple[ReverseStep, Callable[[Array], Array]]:
-        if self.error is None:
-            variance = reverse.denoising_variance(t)
-        else:
-            variance = self.error(reverse.forward.schedule, t)
-        return step_stack(reverse, x_t, t, s), lambda v: variance * v
-
-    def check_reverse(self, reverse: AbstractReverse, caller: str) -> None:
-        if self.error is None:
-            reverse.check_variance(caller)
-
-
-class Tweedie(AbstractCovariance):
-    r"""$(1 - \bar\alpha) / \sqrt{\bar\alpha}\; \partial \hat x_0 / \partial x_t$.
-
-    Exact for an exact denoiser. The Jacobian of a trained network is symmetric only as
-    far as the network is the gradient of something: conjugate gradients then solve a
-    system near the one that is meant, and only weights make up for that. Each
-    application is one Jacobian-vector product of the network.
-
-    Attributes:
-        latest: Times above it use the covariance at it, in (0, 1): at t = 1 the formula
-            is a ratio of two vanishing numbers.
-
-    Source: Efron 2011, doi:10.1198/jasa.2011.tm11181 (second-order Tweedie formula).
-    """
-
-    latest: float = 0.99
-
-    def __check_init__(self) -> None:
-        checked_share("Tweedie", "latest", self.latest, ends_allowed=False)
-
-    def step(
-        self,
-        reverse: AbstractReverse,
-        x_t: Float[Array, "P C *event"],
-        *,
-        t: Time,
-        s: Time,
-    ) -> tuple[ReverseStep, Callable[[Array], Array]]:
-        schedule = reverse.forward.schedule
-        capped = jnp.minimum(t, self.latest)
-        scale = schedule.noise(capped) / jnp.sqrt(schedule.alpha_bar(capped))
-
-        def denoise(x: Array) -> tuple[Array, dist.Distribution]:
-            # Above the cap the law of this step is not used.
-            return step_stack(reverse, x, capped, jnp.minimum(s, capped))
-
-        x0_hat, jvp, law = jax.linearize(denoise, x_t, has_aux=True)
-        # One evaluation serves for both, but for the few steps above the cap.
-        step = jax.lax.cond(
-            t > self.latest,
-            lambda: step_stack(reverse, x_t, t, s),
-            lambda: ReverseStep(x0_hat, law),
-        )
-        return step, lambda v: scale * jvp(v)
+__all__ = ["MomentMatching"]
 
 
 class MomentMatching(AbstractGuidance):
@@ -151,9 +43,10 @@ class MomentMatching(AbstractGuidance):
     curvature H there: under a Gaussian likelihood the density of y itself. The maximum, a
     local one, is found by Newton's method; each step solves
     $(V^{-1} + H)\, \Delta = b$ without matrices, by conjugate gradients preconditioned
-    with V: as many iterations as H has distinct eigenvalues when V is isotropic (two for
-    inpainting). H is the Fisher information where the observed distribution has one that
-    `fisher` knows, else minus the Hessian of the log likelihood.
+    with V: as many iterations as H has distinct eigenvalues when V is isotropic. Where
+    neither V nor H couples entries, as in inpainting, one is enough. H is the Fisher
+    information where the observed distribution has one that `fisher` knows, else minus the
+    Hessian of the log likelihood.
 
     For likelihoods that are quadratic in x one Newton step is exact, and one is taken. For
     others, steps that overshoot are halved, and Newton goes on until its quadratic model
@@ -162,13 +55,13 @@ class MomentMatching(AbstractGuidance):
     gradient is not finite at $\hat x_0$, as outside of hard limits, there is no tilt and
     $\log \psi_t = 0$: the weights alone speak.
 
-    The width of a step is that of the reverse process' $r^2(t)$. Where H couples no
-    entries, each entry's is narrowed to $r^2 / (1 + r^2 h_i)$ by what was observed of it:
-    with $r^2$ alone the last steps would be wider than a precise observation, and
-    particles that know it well would be lost.
+    The width of a step is that of the reverse process' `entry_variance` v. Where H couples
+    no entries, each entry's is narrowed to $v / (1 + v h_i)$ by what was observed of it:
+    with v alone the last steps would be wider than a precise observation, and particles
+    that know it well would be lost.
 
     Attributes:
-        covariance: `Isotropic()` or `Tweedie()`.
+        covariance: `Diagonal()`, `Isotropic()` or `Tweedie()`.
         max_iterations: Limit on the conjugate gradients of each Newton step. Who sets it
             low gets what they have come to by then: under a Gaussian likelihood, whose
             one step is not followed by another, draws that fit the data less well.
@@ -178,19 +71,19 @@ class MomentMatching(AbstractGuidance):
             x_t if V does, as Tweedie's, and above all on other latents, such as an unknown
             noise scale: without it particles with the least noise win each resampling.
             Exact if H couples no copies of events of at most 32 entries, or has at most 32
-            eigenvalues that are not zero, and for isotropic V also if H is diagonal, or
-            the same for all particles up to a factor; else up to what a few random signs
-            leave. It costs products with H, and with V if that is not isotropic: as many
-            as an event has entries, 32 at most, and four times `max_iterations` where H
-            has no structure; nothing where no twist is asked for, as in `handlers.guide`.
-            None is True, but for `ExpectedGuide`, which leaves it out: the derivative is
-            known only where H is diagonal or has small blocks, and is not a number
-            elsewhere.
+            eigenvalues that are not zero, for diagonal V also if H is diagonal, and for
+            isotropic V if it is the same for all particles up to a factor; else up to what
+            a few random signs leave. It costs products with H, and with V if that is not
+            diagonal: as many as an event has entries, 32 at most, and four times
+            `max_iterations` where H has no structure; nothing where no twist is asked for,
+            as in `handlers.guide`. None is True, but for `ExpectedGuide`, which leaves it
+            out: the derivative is known only where H is diagonal or has small blocks, and
+            is not a number elsewhere.
 
     Source: Rozet et al. 2024, arXiv:2405.13712, for Gaussian likelihoods.
     """
 
-    covariance: AbstractCovariance = Isotropic()
+    covariance: AbstractCovariance = Diagonal()
     max_iterations: int = 32
     tolerance: float = 1e-4
     max_newton: int = 10
@@ -199,7 +92,7 @@ class MomentMatching(AbstractGuidance):
     def __check_init__(self) -> None:
         caller = "MomentMatching"
         checked_instance(
-            caller, "covariance", self.covariance, AbstractCovariance, "Isotropic()"
+            caller, "covariance", self.covariance, AbstractCovariance, "Diagonal()"
         )
         checked_integer(caller, "max_iterations", self.max_iterations)
         checked_integer(caller, "max_newton", self.max_newton, 0)
@@ -275,8 +168,8 @@ class MomentMatching(AbstractGuidance):
                 "MomentMatching: the process must be over real numbers, got "
                 f"{type(reverse.forward).__name__}; use ValueTilt."
             )
-        variance = jnp.broadcast_to(reverse.denoising_variance(t), x_t.shape)
         (x0_hat, law), covariance = self.covariance.step(reverse, x_t, t=t, s=s)
+        variance = entry_variances(reverse, x0_hat, t)
         # Closed-over values as arguments, so that a derivative reaches them.
         converted = [
             jax.closure_convert(
@@ -288,13 +181,15 @@ class MomentMatching(AbstractGuidance):
             jax.closure_convert(covariance, x0_hat),
         ]
         functions, values = zip(*converted, strict=True)
-        problem, values = Problem(*functions), Values(*values)
+        is_diagonal = self.covariance.is_diagonal
+        problem, values = Problem(*functions, is_diagonal=is_diagonal), Values(*values)
         limits = Limits(self.max_iterations, self.tolerance, self.max_newton)
         preimage = mode_preimage(problem, limits, x0_hat, values)
         shift = problem.covariance(preimage, *values.covariance)
         mode = x0_hat + shift
         log_twist = log_likelihood(mode) - 0.5 * dot(preimage, shift)
-        diagonal = diagonal_curvature(problem, mode, values)
+        bend = lambda v: problem.bend(mode, v, *values.bend)
+        diagonal = diagonal_of(bend, mode)
         # What the data say about each entry alone narrows it.
         told = jnp.where(spread(diagonal.is_all, mode), diagonal.entries, 0.0)
         variance = variance / (1.0 + variance * told)
@@ -304,6 +199,6 @@ class MomentMatching(AbstractGuidance):
                 self.max_iterations,
                 mode,
                 values,
-                diagonal if isinstance(self.covariance, Isotropic) else None,
+                diagonal if is_diagonal else None,
             )
         return law, mode, variance, finite(log_twist)

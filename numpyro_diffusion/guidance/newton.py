@@ -7,7 +7,7 @@ $$\ell(\hat x + \delta) - \tfrac12 \delta^\top V^{-1} \delta.$$
 
 V is never inverted: in place of $\delta$ its preimage $u = V^{-1} \delta$ is sought, for
 which $u = \nabla \ell(\hat x + V u)$. Each Newton step solves
-$(V^{-1} + H)\, \Delta = \nabla \ell - u$ by conjugate gradients preconditioned with V, H
+$(V^{-1} + H)\, \Delta = \nabla \ell - u$ by preconditioned conjugate gradients, H
 being minus the Hessian of $\ell$ or, Fisher's scoring, its expectation.
 
 All is done for several problems side by side, stacks of shape (P, C, *event).
@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from numpyro_diffusion.guidance.base import dot, spread
+from numpyro_diffusion.guidance.diagonal import diagonal_of
 
 __all__ = ["Limits", "Problem", "Values", "mode_preimage"]
 
@@ -88,11 +89,13 @@ class Problem(NamedTuple):
         likelihood: Log likelihood of each problem and its gradient, at x.
         bend: At x and a direction v: H v, where H says how the gradient falls.
         covariance: V v.
+        is_diagonal: Whether V couples no entries.
     """
 
     likelihood: Callable[..., tuple[Array, Array]]
     bend: Callable[..., Array]
     covariance: Callable[..., Array]
+    is_diagonal: bool = False
 
 
 class Values(NamedTuple):
@@ -141,8 +144,8 @@ def mode_preimage(
             state.gradient - state.preimage,
             covariance,
             bent,
-            limits.max_iterations,
-            limits.tolerance,
+            problem.is_diagonal,
+            limits,
         )
         size, value, gradient = _step_size(at, here, state, preimage, shift)
         step, taken = size * shift, size.reshape(-1)
@@ -235,21 +238,20 @@ def _jvp(
     # the curvature is constant (JAX 0.10).
     bent = lambda v: -jax.jvp(gradient, (mode,), (v,))[1] + 0.0 * mode * v
     covariance = lambda v: problem.covariance(v, *values.covariance)
-    return preimage, _solve(change, covariance, bent, limits)
+    return preimage, _solve(change, covariance, bent, problem.is_diagonal, limits)
 
 
 def _solve(
     right_side: Float[Array, "P C *event"],
     covariance: Callable[[Array], Array],
     curvature: Callable[[Array], Array],
+    is_diagonal: bool,
     limits: Limits,
 ) -> Float[Array, "P C *event"]:
     r"""Solve $(I + H V)\, u = b$, differentiably in all that is in it."""
 
     def solve(_: Callable, b: Array) -> Array:
-        return _conjugate_gradients(
-            b, covariance, curvature, limits.max_iterations, limits.tolerance
-        )[0]
+        return _conjugate_gradients(b, covariance, curvature, is_diagonal, limits)[0]
 
     def transpose_solve(_: Callable, b: Array) -> Array:
         return b - covariance(solve(_, curvature(b)))
@@ -262,21 +264,28 @@ def _conjugate_gradients(
     gradient: Float[Array, "P C *event"],
     covariance: Callable[[Array], Array],
     curvature: Callable[[Array], Array],
-    max_iterations: int,
-    tolerance: float,
+    is_diagonal: bool,
+    limits: Limits,
 ) -> tuple[Float[Array, "P C *event"], Float[Array, "P C *event"]]:
-    r"""Solve $(V^{-1} + H)\, \delta = g$ for each problem, preconditioned with V.
+    r"""Solve $(V^{-1} + H)\, \delta = g$ for each problem.
 
-    V is never inverted: beside each direction p its preimage $V^{-1} p$ is carried.
-    Returns $V^{-1} \delta$ and $\delta$. Where already the first direction, $V g$, has no
+    Preconditioned with V, or with $(V^{-1} + H)^{-1}$ itself where neither V nor H couples
+    entries. V is never inverted: beside each direction p its preimage $V^{-1} p$ is
+    carried. Returns $V^{-1} \delta$ and $\delta$. Where already the first direction has no
     positive curvature, it is what is returned.
     """
-    image = covariance(gradient)
+    narrowed = jnp.ones_like(gradient)
+    if is_diagonal:
+        found = diagonal_of(curvature, gradient)
+        entries = jnp.where(spread(found.is_all, gradient), found.entries, 0.0)
+        narrowed = 1.0 / (1.0 + covariance(entries))
+    preconditioned = lambda v: (covariance(narrowed * v), narrowed * v)
+    image, preimage = preconditioned(gradient)
     size = dot(gradient, image)
-    goal = tolerance**2 * size
+    goal = limits.tolerance**2 * size
 
     def running(state: _ConjugateGradients) -> Array:
-        return (state.iteration < max_iterations) & jnp.any(state.active)
+        return (state.iteration < limits.max_iterations) & jnp.any(state.active)
 
     def iterate(state: _ConjugateGradients) -> _ConjugateGradients:
         bent = state.preimage + curvature(state.direction)
@@ -288,7 +297,7 @@ def _conjugate_gradients(
         pivot = jnp.where(active, state.size / jnp.where(active, bend, 1.0), 0.0)
         length = spread(jnp.where(is_lost, 1.0, pivot), bent)
         residual = state.residual - jnp.where(spread(active, bent), length * bent, 0.0)
-        image = covariance(residual)
+        image, preimage = preconditioned(residual)
         size = dot(residual, image)
         ratio = jnp.where(active, size / jnp.where(active, state.size, 1.0), 0.0)
         ratio = spread(ratio, bent)
@@ -300,12 +309,12 @@ def _conjugate_gradients(
             residual,
             size,
             image + ratio * state.direction,
-            residual + ratio * state.preimage,
+            preimage + ratio * state.preimage,
         )
 
     nothing = jnp.zeros_like(gradient)
     start = _ConjugateGradients(
-        0, size > 0.0, nothing, nothing, gradient, size, image, gradient
+        0, size > 0.0, nothing, nothing, gradient, size, image, preimage
     )
     end = jax.lax.while_loop(running, iterate, start)
     return end.solution, end.shift

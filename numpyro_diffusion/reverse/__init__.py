@@ -4,11 +4,11 @@ from numpyro_diffusion.reverse import analytic
 from numpyro_diffusion.reverse.base import (
     AbstractReverse,
     AbstractTrainableReverse,
-    DenoisingError,
     ReverseStep,
     unmeasured,
 )
 from numpyro_diffusion.reverse.denoising import DenoisingReverse
+from numpyro_diffusion.reverse.error import DenoisingError
 from numpyro_diffusion.reverse.predictions import (
     AbstractPrediction,
     DataPrediction,

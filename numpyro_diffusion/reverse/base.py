@@ -11,9 +11,11 @@ functions and never asks what network is inside:
 `DenoisingReverse` derives the second from the first: it averages the known bridge
 $q(x_s \mid x_t, x_0)$ over what is uncertain about $x_0$. For bits the average is exact
 given the network. For Gaussian diffusion the average has mean $A \hat x_0 + B x_t$ and,
-per entry, variance $\tilde\sigma^2 + A^2 r^2(t)$, where $r^2(t)$ is the mean squared
-denoising error; among all isotropic variances that one is the best (Bao et al. 2022,
-arXiv:2201.06503, theorem 1). `fit` measures $r^2$ on held-out data.
+per entry, variance $\tilde\sigma^2 + A^2 v$, where v is the variance of that entry of
+$x_0$ given x_t. With one number for all entries, the mean squared denoising error
+$r^2(t)$ is the best (Bao et al. 2022, arXiv:2201.06503, theorem 1); with one per entry,
+the error expected there. `fit` measures the first on held-out data, `denoising_error`
+also the second.
 """
 
 import abc
@@ -27,13 +29,12 @@ import numpyro.distributions as dist
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num, PyTree
 
-from numpyro_diffusion.checks import checked_array, is_traced
-from numpyro_diffusion.forward import AbstractForward, AbstractSchedule
+from numpyro_diffusion.forward import AbstractForward
+from numpyro_diffusion.reverse.error import DenoisingError
 
 __all__ = [
     "AbstractReverse",
     "AbstractTrainableReverse",
-    "DenoisingError",
     "ReverseStep",
     "unmeasured",
 ]
@@ -49,50 +50,6 @@ class ReverseStep(NamedTuple):
 
     x0_hat: Float[Array, "..."]
     law: dist.Distribution
-
-
-class DenoisingError(eqx.Module):
-    r"""Measured mean squared denoising error $r^2(t)$, one number per noise level.
-
-    Between the levels the ratio of $r^2$ to the noise share is interpolated linearly:
-    it is smooth, and it lets $r^2$ vanish at the data end as it must.
-
-    Attributes:
-        times: Increasing times in (0, 1], shape (num_levels,).
-        values: $r^2$ at these times, per entry of the event, in squared data units.
-
-    Raises:
-        TypeError: One of them is not an array of real numbers.
-        ValueError: They are not of one shape (num_levels,), the times do not increase or
-            lie outside of (0, 1], or a value is negative or not finite.
-    """
-
-    times: Float[Array, " num_levels"]
-    values: Float[Array, " num_levels"]
-
-    def __check_init__(self) -> None:
-        for name in ("times", "values"):
-            value = getattr(self, name)
-            checked_array("DenoisingError", name, value, shape="(num_levels,)", ndim=1)
-        if jnp.shape(self.times) != jnp.shape(self.values):
-            raise ValueError(
-                "DenoisingError: times and values must have one shape, got "
-                f"{jnp.shape(self.times)} and {jnp.shape(self.values)}."
-            )
-        if not is_traced(self.times):
-            times = np.asarray(self.times)
-            if not (times[0] > 0.0 and times[-1] <= 1.0 and np.all(np.diff(times) > 0)):
-                raise ValueError(
-                    f"DenoisingError: times must increase in (0, 1], got {times}."
-                )
-        if not is_traced(self.values) and np.any(np.asarray(self.values) < 0.0):
-            raise ValueError(
-                f"DenoisingError: values must not be negative, got {self.values}."
-            )
-
-    def __call__(self, schedule: AbstractSchedule, t: ArrayLike) -> Float[Array, ""]:
-        ratios = self.values / schedule.noise(self.times)
-        return schedule.noise(t) * jnp.interp(jnp.asarray(t), self.times, ratios)
 
 
 class AbstractReverse(eqx.Module):
@@ -112,6 +69,22 @@ class AbstractReverse(eqx.Module):
     @abc.abstractmethod
     def denoising_variance(self, t: ArrayLike) -> Float[Array, ""]:
         """Mean over entries and events of the variance of x_0 given x_t, at time `t`."""
+
+    def entry_variance(
+        self, x0_hat: Float[Array, "..."], t: ArrayLike
+    ) -> Float[Array, "..."]:
+        """The variance of each entry of x_0 given x_t, as far as its mean tells it.
+
+        By default `denoising_variance(t)` for all of them.
+
+        Args:
+            x0_hat: E[x_0 | x_t], of the forward process's `mean_shape`.
+            t: The time of x_t.
+
+        Returns:
+            One number, or one per entry.
+        """
+        return self.denoising_variance(t)
 
     def law_given(
         self,
@@ -133,9 +106,9 @@ class AbstractReverse(eqx.Module):
             t: The time of `x_t`.
             s: The earlier (cleaner) time.
             variance: Variance of x_0 about this mean, one number or one per entry; by
-                default `denoising_variance(t)`.
+                default `entry_variance(x0_hat, t)`.
         """
-        variance = self.denoising_variance(t) if variance is None else variance
+        variance = self.entry_variance(x0_hat, t) if variance is None else variance
         return self.forward.averaged_posterior(x_t, x0_hat, variance, s=s, t=t)
 
     def step(
@@ -231,6 +204,13 @@ class AbstractTrainableReverse(AbstractReverse):
         if self.error is None:
             return jnp.zeros(())
         return self.error(self.forward.schedule, t)
+
+    def entry_variance(
+        self, x0_hat: Float[Array, "..."], t: ArrayLike
+    ) -> Float[Array, "..."]:
+        if self.error is None or self.error.table is None:
+            return self.denoising_variance(t)
+        return self.error.given(self.forward.schedule, x0_hat, t)
 
     def check_data(self, caller: str, data: np.ndarray) -> None:
         """Refuse data that the process cannot learn from: see `AbstractForward.check`."""

@@ -15,9 +15,9 @@ from numpyro_diffusion.forward import AbstractForward
 from numpyro_diffusion.forward.base import check_events
 from numpyro_diffusion.reverse.base import (
     AbstractTrainableReverse,
-    DenoisingError,
     unmeasured,
 )
+from numpyro_diffusion.reverse.error import DenoisingError
 from numpyro_diffusion.reverse.predictions import (
     AbstractPrediction,
     default_prediction,

@@ -87,6 +87,16 @@ class JointReverse(AbstractReverse):
         variances = [part.denoising_variance(t) for part in self.parts]
         return _repeated(variances, self._sizes)
 
+    def entry_variance(
+        self, x0_hat: Float[Array, " size"], t: ArrayLike
+    ) -> Float[Array, " size"]:
+        """Each part's own."""
+
+        def of_part(part: AbstractReverse, x0: Array) -> Array:
+            return jnp.broadcast_to(part.entry_variance(x0, t), x0.shape)
+
+        return self.joined(self._of_parts(of_part, x0_hat))
+
     def check_width(self, caller: str) -> None:
         for part in self.parts:
             part.check_width(caller)

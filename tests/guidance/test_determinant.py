@@ -10,7 +10,8 @@ import pytest
 
 from numpyro_diffusion import GaussianForward
 from numpyro_diffusion import guidance as g
-from numpyro_diffusion.guidance.determinant import diagonal_curvature, log_determinant
+from numpyro_diffusion.guidance.determinant import log_determinant
+from numpyro_diffusion.guidance.diagonal import diagonal_of
 from numpyro_diffusion.guidance.newton import Problem, Values
 from numpyro_diffusion.reverse.analytic import GaussianReverse
 from numpyro_diffusion.schedules import cosine
@@ -30,7 +31,7 @@ def of_rank(rank, size=NUM):
 
 
 @partial(jax.jit, static_argnums=(2, 3))
-def found(h, v, shape, is_isotropic):
+def found(h, v, shape, is_diagonal):
     def product(matrices, x):
         flat = jnp.einsum("pij,pj->pi", matrices, x.reshape(len(x), -1))
         return flat.reshape(x.shape)
@@ -39,7 +40,9 @@ def found(h, v, shape, is_isotropic):
         lambda x: (x, x), lambda x, y: product(h, y), lambda y: product(v, y)
     )
     here, values = jnp.zeros((len(h), *shape)), Values([], [], [])
-    diagonal = diagonal_curvature(problem, here, values) if is_isotropic else None
+    diagonal = (
+        diagonal_of(lambda y: problem.bend(here, y), here) if is_diagonal else None
+    )
     return log_determinant(problem, 32, here, values, diagonal)
 
 
@@ -85,6 +88,19 @@ def test_structures_are_exact(h, v, shape, single):
     np.testing.assert_allclose(ours, expected, rtol=2e-3 if single else 1e-8)
 
 
+def test_proportional_curvature_under_variances_that_differ():
+    """One matrix serves all problems only where V is a multiple of I; control: it is not.
+
+    Priors that move jointly have such a V.
+    """
+    h = np.stack([of_rank(10)] * 2) * SCALES[:2]
+    v = np.broadcast_to(np.diag(np.linspace(0.1, 1.0, NUM)), h.shape)
+    ours = found(jnp.asarray(h), jnp.asarray(v), (1, NUM), True)
+    np.testing.assert_allclose(ours, exact(h, v), rtol=1e-8)
+    first = np.broadcast_to(0.1 * IDENTITY, h.shape)
+    assert np.all(np.abs(exact(h, first) - exact(h, v)) > 1.0)
+
+
 def test_problems_of_different_low_rank():
     h = np.stack([of_rank(10), of_rank(20)])
     v = np.broadcast_to(0.5 * IDENTITY, h.shape)
@@ -111,7 +127,7 @@ def test_negative_curvature_and_what_is_no_number_are_left_out():
         lambda y: 0.5 * y,
     )
     here, values = jnp.zeros((2, 1, 3)), Values([], [], [])
-    diagonal = diagonal_curvature(problem, here, values)
+    diagonal = diagonal_of(lambda y: problem.bend(here, y), here)
     ours = jax.jit(lambda: log_determinant(problem, 32, here, values, diagonal))()
     expected = [np.log(2.0 * 2.5), np.log(1.5)]
     np.testing.assert_allclose(ours, expected, rtol=1e-10)

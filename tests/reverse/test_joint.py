@@ -98,6 +98,8 @@ def test_every_entry_has_the_curve_of_its_part():
     np.testing.assert_allclose(cosine().angle(times[0]), 0.5, rtol=1e-12)
     np.testing.assert_allclose(signal_linear().angle(times[4]), 0.5, rtol=1e-12)
     assert times[0] != times[4]
+    every = JOINT.entry_variance(jnp.zeros(5), t)
+    np.testing.assert_array_equal(every, JOINT.denoising_variance(t))
     variances = JOINT.denoising_variance(t)
     own = [PAIR.denoising_variance(t)] * 4 + [SINGLE.denoising_variance(t)]
     np.testing.assert_allclose(variances, np.array(own), rtol=1e-12)

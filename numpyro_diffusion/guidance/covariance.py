@@ -1,0 +1,156 @@
+"""Approximations of the covariance of x_0 given x_t."""
+
+import abc
+from collections.abc import Callable
+from typing import ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jaxtyping import Array, Float
+
+from numpyro_diffusion.checks import checked_instance, checked_share
+from numpyro_diffusion.guidance.base import Time, entry_variances, step_stack
+from numpyro_diffusion.reverse import AbstractReverse, DenoisingError, ReverseStep
+
+__all__ = ["AbstractCovariance", "Diagonal", "Isotropic", "Tweedie"]
+
+
+class AbstractCovariance(eqx.Module):
+    """An approximation of the covariance of x_0 given x_t.
+
+    Attributes:
+        is_diagonal: Whether it couples no entries.
+    """
+
+    is_diagonal: ClassVar[bool] = False
+
+    @abc.abstractmethod
+    def step(
+        self,
+        reverse: AbstractReverse,
+        x_t: Float[Array, "P C *event"],
+        *,
+        t: Time,
+        s: Time,
+    ) -> tuple[ReverseStep, Callable[[Array], Array]]:
+        """The stack's untilted step, and a function that applies the covariance."""
+
+    def check_reverse(self, reverse: AbstractReverse, caller: str) -> None:
+        """Refuse a reverse process that does not tell this covariance.
+
+        Args:
+            reverse: The reverse process.
+            caller: Who asks, for the error.
+
+        Raises:
+            ValueError: Its covariance would be zero, and the data ignored.
+        """
+
+
+class Diagonal(AbstractCovariance):
+    r"""The variance of each entry, as far as $\hat x_0$ tells it.
+
+    What `AbstractReverse.entry_variance` says: from the table of the measured error, if
+    there is one, and else the same $r^2(t)$ for all entries. Takes no derivative of the
+    network.
+    """
+
+    is_diagonal: ClassVar[bool] = True
+
+    def step(
+        self,
+        reverse: AbstractReverse,
+        x_t: Float[Array, "P C *event"],
+        *,
+        t: Time,
+        s: Time,
+    ) -> tuple[ReverseStep, Callable[[Array], Array]]:
+        step = step_stack(reverse, x_t, t, s)
+        variance = entry_variances(reverse, step.x0_hat, t)
+        return step, lambda v: variance * v
+
+    def check_reverse(self, reverse: AbstractReverse, caller: str) -> None:
+        reverse.check_variance(caller)
+
+
+class Isotropic(AbstractCovariance):
+    r"""$r^2(t) I$: one variance per noise level. Takes no derivative of the network.
+
+    Attributes:
+        error: The measured $r^2(t)$; by default what the reverse process stores.
+    """
+
+    is_diagonal: ClassVar[bool] = True
+    error: DenoisingError | None = None
+
+    def __check_init__(self) -> None:
+        if self.error is not None:
+            checked_instance(
+                "Isotropic", "error", self.error, DenoisingError, "denoising_error(...)"
+            )
+
+    def step(
+        self,
+        reverse: AbstractReverse,
+        x_t: Float[Array, "P C *event"],
+        *,
+        t: Time,
+        s: Time,
+    ) -> tuple[ReverseStep, Callable[[Array], Array]]:
+        if self.error is None:
+            variance = reverse.denoising_variance(t)
+        else:
+            variance = self.error(reverse.forward.schedule, t)
+        return step_stack(reverse, x_t, t, s), lambda v: variance * v
+
+    def check_reverse(self, reverse: AbstractReverse, caller: str) -> None:
+        if self.error is None:
+            reverse.check_variance(caller)
+
+
+class Tweedie(AbstractCovariance):
+    r"""$(1 - \bar\alpha) / \sqrt{\bar\alpha}\; \partial \hat x_0 / \partial x_t$.
+
+    Exact for an exact denoiser. The Jacobian of a trained network is symmetric only as
+    far as the network is the gradient of something: conjugate gradients then solve a
+    system near the one that is meant, and only weights make up for that. Each
+    application is one Jacobian-vector product of the network.
+
+    Attributes:
+        latest: Times above it use the covariance at it, in (0, 1): at t = 1 the formula
+            is a ratio of two vanishing numbers.
+
+    Source: Efron 2011, doi:10.1198/jasa.2011.tm11181 (second-order Tweedie formula).
+    """
+
+    latest: float = 0.99
+
+    def __check_init__(self) -> None:
+        checked_share("Tweedie", "latest", self.latest, ends_allowed=False)
+
+    def step(
+        self,
+        reverse: AbstractReverse,
+        x_t: Float[Array, "P C *event"],
+        *,
+        t: Time,
+        s: Time,
+    ) -> tuple[ReverseStep, Callable[[Array], Array]]:
+        schedule = reverse.forward.schedule
+        capped = jnp.minimum(t, self.latest)
+        scale = schedule.noise(capped) / jnp.sqrt(schedule.alpha_bar(capped))
+
+        def denoise(x: Array) -> tuple[Array, dist.Distribution]:
+            # Above the cap the law of this step is not used.
+            return step_stack(reverse, x, capped, jnp.minimum(s, capped))
+
+        x0_hat, jvp, law = jax.linearize(denoise, x_t, has_aux=True)
+        # One evaluation serves for both, but for the few steps above the cap.
+        step = jax.lax.cond(
+            t > self.latest,
+            lambda: step_stack(reverse, x_t, t, s),
+            lambda: ReverseStep(x0_hat, law),
+        )
+        return step, lambda v: scale * jvp(v)
