@@ -1,6 +1,6 @@
 """How well a reverse process denoises, measured on events that it was not trained on."""
 
-from collections.abc import Iterable
+import math
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -102,40 +102,37 @@ def measured_error(
         times = np.unique(np.ceil(times * length - 1e-9)) / length
     times = jnp.asarray(times)
 
-    num = len(events)
+    knots = None
+    if num_knots and reverse.forward.takes_variance:
+        knots = _knots(events, scaling, num_knots)
+
+    num, total = len(events), None
     size = min(num, _PER_CALL)
-    blocks = []
     for start in range(0, num, size):
         # The last events come with some of those before, which count as nothing: a block
         # of another size would be compiled for anew.
         places = np.arange(size) + min(start, num - size)
-        blocks.append((start, places))
-    read = lambda places: standardised(scaling, jnp.asarray(events.take(places)))
-    knots = None
-    if num_knots and reverse.forward.takes_variance:
-        knots = _knots((read(places) for _, places in blocks), num_knots)
-
-    total = None
-    for start, places in blocks:
+        x0 = standardised(scaling, jnp.asarray(events.take(places)))
         block_key = key if start == 0 else jax.random.fold_in(key, start)
         keys = jax.random.split(block_key, len(times))
         counts = jnp.asarray(places >= start)
-        sums = _sums(reverse, read(places), counts, times, keys, num_samples, knots)
+        sums = _sums(reverse, x0, counts, times, keys, num_samples, knots)
         total = sums if total is None else jax.tree.map(jnp.add, total, sums)
     assert total is not None  # there is at least one event
     values = total.squares / (num * num_samples)
     if knots is None:
         return DenoisingError(times, values)
-    added = max(_LEAST_ADDED, read(blocks[0][1])[0].size)
+    added = max(_LEAST_ADDED, math.prod(events.event_shape))
     table = (total.near + added * values[:, None]) / (total.weights + added)
     return DenoisingError(times, values, knots, table)
 
 
 def _knots(
-    blocks: Iterable[Array], num_knots: int
+    events: Events, scaling: Scaling | None, num_knots: int
 ) -> Float[Array, " num_knots"] | None:
     """Evenly spaced values over the range of events; None if all are one value."""
-    ends = [(float(jnp.min(x0)), float(jnp.max(x0))) for x0 in blocks]
+    pieces = (standardised(scaling, jnp.asarray(p)) for p in events.pieces())
+    ends = [(float(jnp.min(x0)), float(jnp.max(x0))) for x0 in pieces]
     low, high = min(low for low, _ in ends), max(high for _, high in ends)
     return jnp.linspace(low, high, num_knots) if high > low else None
 
