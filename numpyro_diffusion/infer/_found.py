@@ -7,7 +7,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
-from numpyro_diffusion.infer.smc import Particles
+from numpyro_diffusion.infer.particles import Particles
 
 __all__ = ["check_found", "check_start", "warn_of_few_founders", "warn_undefined"]
 
@@ -89,10 +89,10 @@ def warn_undefined(caller: str, num_undefined: Int[Array, "..."], num: int) -> N
 
 
 def warn_of_few_founders(caller: str, particles: Particles) -> None:
-    """Say so if the draws of the other latents are copies of a few.
+    """Say so if the values of the other latents descend from a few draws of their prior.
 
-    They never move: as many values are left as founders. The sites do move on, so that
-    founders that merge are no fault where there is nothing else.
+    A random walk does not lead them far from there. The sites do move on, so that founders
+    that merge are no fault where there is nothing else.
 
     Args:
         caller: Who asks, for the warning.
@@ -105,8 +105,8 @@ def warn_of_few_founders(caller: str, particles: Particles) -> None:
     if num_founders < _FEW_FOUNDERS:
         names = ", ".join(sorted(particles.others))
         warnings.warn(
-            f"{caller}: of {len(founders)} values of the other latents ({names}) "
-            f"{num_founders} distinct ones are left, so that neither their draws nor "
+            f"{caller}: all particles descend from {num_founders} of {len(founders)} "
+            f"draws of the other latents ({names}), so that neither their values nor "
             "log_evidence_error can be trusted; take more particles, a narrower prior "
             "for them, or ParticleGibbs beside NUTS, which moves them.",
             stacklevel=3,

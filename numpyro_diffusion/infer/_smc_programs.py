@@ -10,8 +10,10 @@ from tqdm.auto import tqdm
 
 from numpyro_diffusion.guidance import AbstractGuidance, default_guidance
 from numpyro_diffusion.infer._programs import programs_of
+from numpyro_diffusion.infer.particles import Particles
+from numpyro_diffusion.infer.rejuvenation import RandomWalk
 from numpyro_diffusion.infer.resampling import systematic_ancestors
-from numpyro_diffusion.infer.smc import Particles, ParticleSweep
+from numpyro_diffusion.infer.smc import ParticleSweep
 from numpyro_diffusion.infer.sweeps import SMCResult, Trace, advance, weigh
 from numpyro_diffusion.model.checks import missing_observations
 from numpyro_diffusion.model.problem import Problem, whole_problem
@@ -28,6 +30,7 @@ class Settings(NamedTuple):
     guidance: AbstractGuidance | None
     resample_below: float
     batch_size: int | None
+    num_moves: int = 0
 
 
 class EvidenceResult(NamedTuple):
@@ -54,7 +57,7 @@ def run_whole(
         args: Its positional arguments.
         kwargs: Its keyword arguments.
         settings: Those of the sampler.
-        keys: Two random keys, for the start and for the steps.
+        keys: Three random keys, for the start, the steps and the end.
     """
     return programs_of(model).call(_run, args, kwargs, settings, keys)
 
@@ -76,7 +79,7 @@ def run_with_bar(
 ) -> EvidenceResult:
     """The same as `run_whole`, a part of the chain at a time."""
     call = programs_of(model).call
-    start_key, steps_key = keys
+    start_key, steps_key, end_key = keys
     particles, grid = call(_start, args, kwargs, settings, start_key)
     times = _times(grid, steps_key)
     num_steps = len(grid) - 1
@@ -88,7 +91,7 @@ def run_with_bar(
             traces.append(trace)
             bar.update(chunk)
     trace = jax.tree.map(lambda *parts: jnp.concatenate(parts), *traces[::-1])
-    return call(_finish, args, kwargs, settings, particles, trace)
+    return call(_finish, args, kwargs, settings, end_key, particles, trace)
 
 
 def _run(
@@ -99,12 +102,12 @@ def _run(
     keys: Array,
 ) -> EvidenceResult:
     problem = _problem(model, settings, args, kwargs)
-    start_key, steps_key = keys
+    start_key, steps_key, end_key = keys
     particles = _started(problem, settings, start_key)
     times = _times(problem.grid, steps_key)
     particles, trace = advance(_sweep(problem, settings), particles, *times)
     missing = missing_observations(traced(model, args, kwargs, {}))
-    return _finished(problem, settings, particles, trace, missing)
+    return _finished(problem, settings, end_key, particles, trace, missing)
 
 
 def _start(
@@ -135,12 +138,13 @@ def _finish(
     args: tuple,
     kwargs: dict[str, Any],
     settings: Settings,
+    key: Array,
     particles: Particles,
     trace: Trace,
 ) -> EvidenceResult:
     problem = _problem(model, settings, args, kwargs)
     missing = missing_observations(traced(model, args, kwargs, {}))
-    return _finished(problem, settings, particles, trace, missing)
+    return _finished(problem, settings, key, particles, trace, missing)
 
 
 def _draws(
@@ -176,11 +180,12 @@ def _started(problem: Problem, settings: Settings, key: Array) -> Particles:
 def _finished(
     problem: Problem,
     settings: Settings,
+    key: Array,
     particles: Particles,
     trace: Trace,
     missing: dict[str, Array],
 ) -> EvidenceResult:
-    result = weigh(_sweep(problem, settings).finish(particles), trace)
+    result = weigh(_sweep(problem, settings).finish(particles, key), trace)
     shaped = lambda values: values.reshape(problem.evidence_shape)
     rest = problem.rest()
     return EvidenceResult(
@@ -210,6 +215,8 @@ def _times(grid: Array, key: Array) -> tuple[Array, Array, Array]:
 
 
 def _sweep(problem: Problem, settings: Settings) -> ParticleSweep:
+    space = problem.others_space()
+    moves = RandomWalk(space, settings.num_moves)
     return ParticleSweep(
         problem.reverse,
         _guidance(problem, settings),
@@ -218,6 +225,7 @@ def _sweep(problem: Problem, settings: Settings) -> ParticleSweep:
         settings.resample_below,
         settings.batch_size,
         problem.expected,
+        None if space.is_empty or settings.num_moves == 0 else moves,
     )
 
 

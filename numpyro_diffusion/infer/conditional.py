@@ -32,8 +32,9 @@ from numpyro_diffusion.guidance import (
     LogLikelihood,
     ModelLikelihood,
 )
+from numpyro_diffusion.infer.particles import Particles
 from numpyro_diffusion.infer.resampling import effective_sample_size, log_mean_weight
-from numpyro_diffusion.infer.smc import Particles, ParticleSweep, checked_trajectory
+from numpyro_diffusion.infer.smc import ParticleSweep, checked_trajectory
 from numpyro_diffusion.reverse import AbstractReverse
 
 __all__ = ["ConditionalDraw", "conditional_smc", "independent_smc"]

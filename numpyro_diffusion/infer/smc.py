@@ -18,19 +18,20 @@ the twist is not finite, as that of a hard constraint which the denoised value d
 meet, it is the mean of the others', so that a particle which may still come right is
 neither killed nor preferred. Any twist leaves the estimate unbiased.
 
-What other latents a model has travel with the particles, fixed.
+What other latents a model has travel with the particles, and may move on the way: see
+`rejuvenation`.
 
 Source: Wu et al. 2023, arXiv:2306.17775, for twists of diffusion models; Chopin and
 Papaspiliopoulos 2020, doi:10.1007/978-3-030-47845-2, chapter 10.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Num, PyTree
+from jaxtyping import Array, Float, Num, PyTree
 
 from numpyro_diffusion.checks import (
     checked_array,
@@ -46,11 +47,18 @@ from numpyro_diffusion.guidance import (
     ModelLikelihood,
     TiltedStep,
     draw_stack,
-    over_stack,
 )
+from numpyro_diffusion.infer.particles import (
+    Particles,
+    StepRecord,
+    held,
+    log_ratio,
+    selected,
+    weighed,
+)
+from numpyro_diffusion.infer.rejuvenation import RandomWalk
 from numpyro_diffusion.infer.resampling import (
     conditional_ancestors,
-    defined,
     effective_sample_size,
     filled_twists,
     log_mean_weight,
@@ -58,48 +66,7 @@ from numpyro_diffusion.infer.resampling import (
 )
 from numpyro_diffusion.reverse import AbstractReverse
 
-__all__ = [
-    "ParticleSweep",
-    "Particles",
-    "StepRecord",
-    "checked_trajectory",
-]
-
-
-class Particles(NamedTuple):
-    """Weighted particles at one noise level, for P problems side by side.
-
-    Attributes:
-        x: Values, particle after particle, shape (num * P, C, *event).
-        others: Other latents of each particle, leaves of shape (num, ...).
-        log_weights: Unnormalised log weights, shape (num, P).
-        founders: Index of each particle's ancestor at the start, shape (num, P).
-        num_undefined: How many weights of each problem were not a number, or infinite,
-            over all steps, shape (P,). They count as zero.
-    """
-
-    x: Num[Array, "num_P C *event"]
-    others: PyTree
-    log_weights: Float[Array, "num P"]
-    founders: Int[Array, "num P"]
-    num_undefined: Int[Array, " P"]
-
-
-class StepRecord(NamedTuple):
-    """What happened at one step.
-
-    Attributes:
-        ancestors: Index of each particle's ancestor, shape (num, P).
-        ess: Effective number of particles before resampling, shape (P,).
-        resampled: Whether the problem was resampled, shape (P,).
-        log_evidence: Log of the mean weight: the estimate of the evidence so far, shape
-            (P,).
-    """
-
-    ancestors: Int[Array, "num P"]
-    ess: Float[Array, " P"]
-    resampled: Bool[Array, " P"]
-    log_evidence: Float[Array, " P"]
+__all__ = ["ParticleSweep", "checked_trajectory"]
 
 
 class ParticleSweep(eqx.Module):
@@ -116,6 +83,7 @@ class ParticleSweep(eqx.Module):
         resample_below: Resample when the effective number falls below this share.
         batch_size: Particles that the guidance sees at a time, a divisor of their
             number; None for all.
+        moves: Of the other latents, of one problem; None if they travel as they are.
 
     Raises:
         TypeError: An argument is of another kind.
@@ -133,6 +101,7 @@ class ParticleSweep(eqx.Module):
     expected: Callable[[Array, Array, PyTree], Array] | None = eqx.field(
         static=True, default=None
     )
+    moves: RandomWalk | None = eqx.field(static=True, default=None)
 
     def __check_init__(self) -> None:
         caller = "ParticleSweep"
@@ -172,10 +141,10 @@ class ParticleSweep(eqx.Module):
         stack_shape = (self.num_particles * num_problems, *shape[1:])
         likelihoods = self._likelihoods(others, self.num_particles)
         laws = self.guidance.start(self.reverse, likelihoods, stack_shape)
-        x = _held(draw_stack(key, laws[1], stack_shape), reference)
+        x = held(draw_stack(key, laws[1], stack_shape), reference)
         index = jnp.arange(self.num_particles)[:, None]
-        ratios = self._by_particle(_log_ratio(*laws, x))
-        return _weighed(
+        ratios = self._by_particle(log_ratio(*laws, x))
+        return weighed(
             Particles(
                 x,
                 others,
@@ -195,22 +164,23 @@ class ParticleSweep(eqx.Module):
         reference: Num[Array, "P C *event"] | None = None,
     ) -> tuple[Particles, StepRecord]:
         """Move all particles from time t to s < t; see `start` for `reference`."""
-        resample_key, draw_key = jax.random.split(key)
-        tilted = self._tilted(particles, t, s)
-        twists = self._by_particle(tilted.log_twist)
-        twists = filled_twists(twists, particles.log_weights)
+        resample_key, draw_key, move_key = jax.random.split(key, 3)
+        others, tilted, twists = self._looked(particles, move_key, t, s)
+        twists = filled_twists(self._by_particle(twists), particles.log_weights)
         log_weights, record = self._resampled(
             resample_key, particles.log_weights + twists, reference
         )
-        tilted = _select(
-            tilted._replace(log_twist=twists.reshape(-1)), record.ancestors
+        # A twist that is not finite is not moved from.
+        moved_twist = jnp.where(
+            jnp.isfinite(tilted.log_twist), tilted.log_twist, twists.reshape(-1)
         )
+        tilted = selected(tilted._replace(log_twist=moved_twist), record.ancestors)
         # Other latents belong to a particle, not to a problem: there is only one then.
-        others = jax.tree.map(lambda v: v[record.ancestors[:, 0]], particles.others)
+        others = jax.tree.map(lambda v: v[record.ancestors[:, 0]], others)
         problems = jnp.arange(log_weights.shape[1])[None, :]
         x = draw_stack(draw_key, tilted.proposal, particles.x.shape)
-        x = _held(x.astype(particles.x.dtype), reference)
-        ratio = _log_ratio(tilted.law, tilted.proposal, x)
+        x = held(x.astype(particles.x.dtype), reference)
+        ratio = log_ratio(tilted.law, tilted.proposal, x)
         moved = Particles(
             x,
             others,
@@ -219,14 +189,26 @@ class ParticleSweep(eqx.Module):
             particles.num_undefined,
         )
         change = self._by_particle(ratio - tilted.log_twist)
-        return _weighed(moved, log_weights + change), record
+        return weighed(moved, log_weights + change), record
 
-    def finish(self, particles: Particles) -> Particles:
-        """Weigh the particles at the data by the likelihood."""
-        likelihoods = self._likelihoods(particles.others, self.num_particles)
-        log_likelihoods = likelihoods(particles.x)
+    def finish(self, particles: Particles, key: Array | None = None) -> Particles:
+        """Weigh the particles at the data by the likelihood.
+
+        Args:
+            particles: At the data.
+            key: For the last moves of other latents; None for none.
+        """
+        look = lambda others: self._likelihoods(others, self.num_particles)(particles.x)
+        others = particles.others
+        if self.moves is None or key is None:
+            log_likelihoods = look(others)
+        else:
+            steps = self.moves.steps(key, others)
+            others, _, log_likelihoods = self.moves.moved(
+                others, steps, look, lambda log_likelihoods: log_likelihoods
+            )
         log_weights = particles.log_weights + self._by_particle(log_likelihoods)
-        return _weighed(particles, log_weights)
+        return weighed(particles._replace(others=others), log_weights)
 
     def stacks(self, particles: Particles) -> Num[Array, "num P C *event"]:
         """The values of the particles, as one stack each."""
@@ -253,22 +235,38 @@ class ParticleSweep(eqx.Module):
 
         return ModelLikelihood(log_prob, expected)
 
-    def _tilted(self, particles: Particles, t: Array, s: Array) -> TiltedStep:
-        """The guidance's step of every row, a batch of particles at a time."""
+    def _looked(
+        self, particles: Particles, key: Array, t: Array, s: Array
+    ) -> tuple[PyTree, TiltedStep, Float[Array, " num_P"]]:
+        """Other latents, moved; each row's step under them; its log twist before.
+
+        The guidance sees a batch of particles at a time.
+        """
         batch = self.num_particles if self.batch_size is None else self.batch_size
 
-        def of_batch(inputs: tuple[Array, PyTree]) -> TiltedStep:
-            rows, others = inputs
-            likelihoods = self._likelihoods(others, batch)
-            return self.guidance.step(self.reverse, likelihoods, rows, t=t, s=s)
+        def of_batch(inputs: tuple) -> tuple[PyTree, TiltedStep, Array]:
+            rows, others, steps = inputs
 
+            def look(others: PyTree) -> TiltedStep:
+                likelihoods = self._likelihoods(others, batch)
+                return self.guidance.step(self.reverse, likelihoods, rows, t=t, s=s)
+
+            if self.moves is None:
+                tilted = look(others)
+                return others, tilted, tilted.log_twist
+            twist = lambda tilted: tilted.log_twist
+            others, tilted, before = self.moves.moved(others, steps, look, twist)
+            return others, tilted, before.log_twist
+
+        others = particles.others
+        steps = () if self.moves is None else self.moves.steps(key, others)
+        inputs = particles.x, others, steps
         if batch == self.num_particles:
-            return of_batch((particles.x, particles.others))
+            return of_batch(inputs)
         num_batches = self.num_particles // batch
         split = lambda leaf: leaf.reshape(num_batches, -1, *leaf.shape[1:])
-        batches = jax.tree.map(split, (particles.x, particles.others))
-        tilted = jax.lax.map(of_batch, batches)
-        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), tilted)
+        found = jax.lax.map(of_batch, jax.tree.map(split, inputs))
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), found)
 
     def _resampled(
         self, key: Array, log_weights: Float[Array, "num P"], reference: Array | None
@@ -307,33 +305,3 @@ def checked_trajectory(caller: str, path: Any, grid: Any) -> None:
             f"{caller}: path must have {len(grid)} stacks, as many as the grid has times, "
             f"got {len(path)}."
         )
-
-
-def _weighed(particles: Particles, log_weights: Float[Array, "num P"]) -> Particles:
-    """Particles with new weights; those that say nothing are counted, and zero."""
-    had_weight = particles.log_weights > -jnp.inf
-    undefined = jnp.sum(had_weight & ~(log_weights < jnp.inf), axis=0)
-    return particles._replace(
-        log_weights=defined(log_weights),
-        num_undefined=particles.num_undefined + undefined,
-    )
-
-
-def _held(x: Array, reference: Array | None) -> Array:
-    """The rows of particle 0 replaced by a reference, if there is one."""
-    if reference is None:
-        return x
-    return x.astype(reference.dtype).at[: len(reference)].set(reference)
-
-
-def _log_ratio(law: Any, proposal: Any, x: Array) -> Float[Array, " num_P"]:
-    """Log density of a stack under the first law minus that under the second."""
-    ratio = lambda law, proposal, x: law.log_prob(x) - proposal.log_prob(x)
-    return jnp.sum(over_stack(ratio)(law, proposal, x), axis=1)
-
-
-def _select(rows: PyTree, ancestors: Int[Array, "num P"]) -> PyTree:
-    """The ancestors' rows of a tree whose leaves have one row per particle and problem."""
-    num_problems = ancestors.shape[1]
-    index = (ancestors * num_problems + jnp.arange(num_problems)[None, :]).reshape(-1)
-    return jax.tree.map(lambda leaf: leaf[index], rows)

@@ -15,12 +15,13 @@ from numpyro_diffusion.checks import (
     checked_key,
     checked_shape,
 )
+from numpyro_diffusion.infer.particles import Particles
 from numpyro_diffusion.infer.resampling import (
     effective_sample_size,
     founders_variance,
     log_mean_weight,
 )
-from numpyro_diffusion.infer.smc import Particles, ParticleSweep
+from numpyro_diffusion.infer.smc import ParticleSweep
 
 __all__ = ["SMCResult", "Trace", "advance", "run_sweep", "weigh"]
 

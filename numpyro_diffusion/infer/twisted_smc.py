@@ -41,9 +41,10 @@ class TwistedSMC:
     it, and the evidence p(y) of the model whose prior is the reverse chain of
     `prior.num_steps` steps.
 
-    Other latents are drawn from their priors and travel with the particles: that is
-    right, and needs many particles if the data say much about them.
-    `ParticleGibbs` beside `NUTS` moves them instead.
+    Other latents are drawn from their priors and travel with the particles. The continuous
+    ones take a step of a random walk at each level, so that resampling cannot use up their
+    values. It still takes some particles that the data do not rule out at once: where there
+    are many other latents, `ParticleGibbs` beside `NUTS` is better.
 
     Where the site stands in plates whose elements are independent given the data, and
     there are no other latents, each element is a problem of its own, with particles,
@@ -69,6 +70,10 @@ class TwistedSMC:
             share of their number.
         batch_size: Particles in memory of the network at a time, a divisor of their
             number; by default all.
+        num_moves: Number of candidates for the step of other latents at each level, one of
+            which is taken, or none; 0 to keep them as they were drawn. The network is
+            called no more often for them, but by a Tweedie covariance; the guidance's own
+            arithmetic is done for each.
         progress_bar: Whether `run` shows one.
 
     Raises:
@@ -102,6 +107,7 @@ class TwistedSMC:
         guidance: AbstractGuidance | None = None,
         resample_below: float = 0.5,
         batch_size: SupportsIndex | None = None,
+        num_moves: SupportsIndex = 2,
         progress_bar: bool = False,
     ) -> None:
         check_model(_CALLER, model, site)
@@ -128,6 +134,7 @@ class TwistedSMC:
             )
         self.resample_below = checked_share(_CALLER, "resample_below", resample_below)
         self.batch_size = batch_size
+        self.num_moves = checked_integer(_CALLER, "num_moves", num_moves, 0)
         self.progress_bar = progress_bar
 
     @property
@@ -139,6 +146,7 @@ class TwistedSMC:
             self.guidance,
             self.resample_below,
             self.batch_size,
+            self.num_moves,
         )
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -264,7 +272,7 @@ def unchecked_run(
     smc: TwistedSMC, rng_key: Array, args: tuple, kwargs: dict[str, Any]
 ) -> TwistedSMCPosterior:
     """A run of which nothing is said, whatever it found."""
-    keys = jax.random.split(rng_key, 3)
+    keys = jax.random.split(rng_key, 4)
     run = run_with_bar if smc.progress_bar else run_whole
-    found = run(smc.model, args, kwargs, smc.settings, keys[:2])
-    return TwistedSMCPosterior(smc, found, keys[2], args, kwargs)
+    found = run(smc.model, args, kwargs, smc.settings, keys[:3])
+    return TwistedSMCPosterior(smc, found, keys[3], args, kwargs)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
 from numpyro_diffusion.model.checks import check_drawable, check_start
+from numpyro_diffusion.model.free_space import FreeSpace
 from numpyro_diffusion.model.likelihood import Likelihood
 from numpyro_diffusion.model.messengers import OmitPrior
 from numpyro_diffusion.model.sites import (
@@ -272,6 +273,11 @@ class Problem:
         """The other latents, from their priors."""
         sites = traced(self._model, self._args, self._kwargs, {}, key)
         return {name: jnp.asarray(sites[name]["value"]) for name in self._others}
+
+    def others_space(self) -> FreeSpace:
+        """Coordinates of the other latents, and the density of their priors."""
+        names = frozenset(self._others)
+        return FreeSpace(self._model, self._args, self._kwargs, names)
 
     def draw_followers(
         self, key: Array, values: Mapping[str, Array]

@@ -114,7 +114,7 @@ def test_control_a_sweep_that_always_moves_is_rejected(monkeypatch):
 
 def test_control_a_given_trajectory_that_is_not_held_is_rejected(monkeypatch):
     """Three fresh particles instead: too few for a posterior of their own."""
-    monkeypatch.setattr(smc_room, "_held", lambda x, reference: x)
+    monkeypatch.setattr(smc_room, "held", lambda x, reference: x)
     draw = sweep(exact_paths(), UNTWISTED, 3, 1.0)
     assert z_scores(draw.path).max() > 2 * LIMIT
 

@@ -94,9 +94,9 @@ def test_five_observations_that_share_a_scale(guidance):
 
 def test_control_without_the_determinant_the_least_noise_wins():
     exact, _ = gaussian_over_scales(np.eye(5), FIVE)
-    with pytest.warns(UserWarning, match=r"TwistedSMC: .* distinct"):
+    with pytest.warns(UserWarning, match="TwistedSMC: all particles descend"):
         posterior, scales = run(plated, jnp.asarray(FIVE), guidance=BARE)
-    assert len(np.unique(scales)) < 10
+    assert scales.max() < 1e-3
     assert posterior.log_evidence < exact - 5.0
 
 
