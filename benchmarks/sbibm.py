@@ -195,9 +195,13 @@ TASKS = {
         _linear_posterior,
     ),
     # Where the covariance is nearly singular the log likelihood falls to -10^7, and has
-    # neither curvature nor slope to go by: it is trusted late instead.
+    # neither curvature nor slope to go by; and the mean of theta given x_t lies there,
+    # between the four modes.
     "slcp": Task(
-        _box(3.0, 5), _slcp_likelihood, _slcp_posterior, nd.guidance.Unguided(power=8.0)
+        _box(3.0, 5),
+        _slcp_likelihood,
+        _slcp_posterior,
+        nd.guidance.Averaged(reliable=0.125),
     ),
 }
 

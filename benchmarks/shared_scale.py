@@ -1,9 +1,9 @@
 r"""Fifty observations that share a noise scale: `TwistedSMC` against quadrature.
 
 Each $x_i$ has a prior whose denoiser is known, in the place of a learned one,
-$y_i \sim N(x_i, s^2)$ and $s$ is half normal, one for all: a particle carries fifty trajectories and a scale. Given
-s the observations are independent with densities in closed form, so that the posterior of s
-and the evidence are integrals over a line.
+$y_i \sim N(x_i, s^2)$, and $s$ is half normal, one for all: a particle carries fifty
+trajectories and a scale. Given s the observations are independent with densities in closed
+form, so that the posterior of s and the evidence are integrals over a line.
 
 - **calibration**: scales drawn from their prior, data from them; the rank of the true scale
   among draws of its posterior is uniform (p of a Kolmogorov-Smirnov test);

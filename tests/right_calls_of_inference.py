@@ -172,6 +172,7 @@ for _method in ("encode", "log_prob"):
 # ---- Guidance
 row("guidance.DPS", guided, best=1.0, step_size=1.0)
 row("guidance.Unguided", guided, ("power",), power=1.0)
+row("guidance.Averaged", num_draws=4, reliable=0.5)
 row("guidance.ValueTilt")
 row("guidance.MeanShift", guided, guide=nd.guidance.ConstantGuide())
 row("guidance.Product", guided, guide=nd.guidance.ConstantGuide())

@@ -20,6 +20,8 @@ Guidances:
   the posterior under the *squared* likelihood). `ExpectedGuide` is the correction.
 - `DPS` moves each step down the gradient of the misfit: a baseline, not a posterior.
 - `Unguided` leaves everything to the weights, and needs no derivative of the likelihood.
+- `Averaged` does so, too, with the likelihood averaged over $x_0 | x_t$ for a twist: for
+  likelihoods that say little at the mean, as between several modes.
 
 A value travels as a stack `(num_problems, num_copies, *event_shape)` (see `likelihood`),
 and a log likelihood maps a stack to one number per problem.
@@ -30,6 +32,7 @@ likelihood; $\psi$ as a twist: Wu et al. 2023, arXiv:2306.17775.
 """
 
 from numpyro_diffusion.checks import checked_instance
+from numpyro_diffusion.guidance.averaged import Averaged
 from numpyro_diffusion.guidance.base import (
     AbstractGuidance,
     LogLikelihood,
@@ -71,6 +74,7 @@ __all__ = [
     "AbstractCovariance",
     "AbstractGuidance",
     "AbstractGuide",
+    "Averaged",
     "ConstantGuide",
     "Diagonal",
     "ExpectedGuide",
