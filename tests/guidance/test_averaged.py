@@ -1,4 +1,4 @@
-"""The likelihood averaged over x_0 given x_t: against closed forms, quadrature, enumeration.
+"""The likelihood averaged over x_0 given x_t: closed forms, quadrature, enumeration.
 
 Log evidences of single runs are held within five of the standard errors that twenty runs
 show; keys are fixed.
