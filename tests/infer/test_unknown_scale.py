@@ -234,3 +234,35 @@ def test_few_founders_are_no_fault_where_no_latent_travels_with_them():
         )
     )
     assert jnp.isfinite(jitted(jr.key(0)))  # nothing is counted under jit
+
+
+def scores_and_ratio(guidance, num_runs=200):
+    """Log evidences of many runs: their z-scores, and scatter over the stated error."""
+    smc = nd.infer.TwistedSMC(plated, num_particles=1000, guidance=guidance)
+
+    def one(key):
+        found = smc.run(key, jnp.asarray(FIVE))
+        return found.log_evidence, found.log_evidence_error
+
+    found, stated = map(
+        np.asarray, jax.jit(jax.vmap(one))(jr.split(jr.key(3), num_runs))
+    )
+    exact, _ = gaussian_over_scales(np.eye(5), FIVE)
+    return (found - exact) / stated, found.std() / np.median(stated)
+
+
+@pytest.mark.slow
+def test_stated_error_is_the_scatter_of_runs():
+    """Of 200 runs 68 and 95 % lie within one and two errors, give or take three sd."""
+    scores, ratio = scores_and_ratio(None)
+    assert abs(np.mean(np.abs(scores) < 1.0) - 0.68) < 3 * 0.033
+    assert np.mean(np.abs(scores) < 2.0) > 0.95 - 3 * 0.015
+    assert 0.8 < ratio < 1.25
+
+
+@pytest.mark.slow
+def test_control_founders_know_nothing_of_what_no_particle_met():
+    """A twist that looks at the mean kills small scales; those left look healthy."""
+    scores, ratio = scores_and_ratio(g.Unguided())
+    assert np.mean(np.abs(scores) < 2.0) < 0.7
+    assert ratio > 1.7
