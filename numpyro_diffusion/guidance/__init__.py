@@ -45,6 +45,7 @@ from numpyro_diffusion.guidance.base import (
     over_stack,
     spread,
     step_stack,
+    steps_remembered,
     terminal_stack,
     value_and_gradient,
 )
@@ -100,6 +101,7 @@ __all__ = [
     "over_stack",
     "spread",
     "step_stack",
+    "steps_remembered",
     "terminal_stack",
     "tilted_values",
     "value_and_gradient",

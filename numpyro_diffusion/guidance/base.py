@@ -1,7 +1,9 @@
 """What a guidance is, and the stack algebra that guidances share."""
 
 import abc
-from collections.abc import Callable
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -9,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from jax.extend.core import get_opaque_trace_state
 from jaxtyping import Array, Float, Num
 
 from numpyro_diffusion.checks import (
@@ -36,6 +39,7 @@ __all__ = [
     "over_stack",
     "spread",
     "step_stack",
+    "steps_remembered",
     "terminal_stack",
     "value_and_gradient",
 ]
@@ -63,6 +67,9 @@ class ModelLikelihood(NamedTuple):
 
 
 Time = Float[Array, ""] | float
+_REMEMBERED: contextvars.ContextVar[list | None] = contextvars.ContextVar(
+    "remembered", default=None
+)
 
 
 class TiltedStep(NamedTuple):
@@ -210,7 +217,32 @@ def step_stack(reverse: AbstractReverse, x_t: Array, t: Time, s: Time) -> Revers
     caller = "step_stack"
     checked_instance(caller, "reverse", reverse, AbstractReverse, "fit(...).reverse")
     x_t = _checked_stack(caller, "x_t", x_t)
-    return over_stack(lambda x: reverse.step(x, t=t, s=s))(x_t)
+    known, arguments = _REMEMBERED.get(), (reverse, x_t, t, s)
+    # A value that was traced in the branch of a choice is none outside of it.
+    place = get_opaque_trace_state()
+    for there, others, step in known or ():
+        same = zip(arguments, others, strict=True)
+        if there == place and all(one is other for one, other in same):
+            return step
+    step = over_stack(lambda x: reverse.step(x, t=t, s=s))(x_t)
+    if known is not None:
+        known.append((place, arguments, step))
+    return step
+
+
+@contextlib.contextmanager
+def steps_remembered() -> Iterator[None]:
+    """Within it, `step_stack` calls the network once for the same arguments.
+
+    For one event under several likelihoods: a compiler does not find out by itself that
+    the calls of a network in the body of a loop are alike (jax 0.10 on CPU). The same
+    means the same objects.
+    """
+    token = _REMEMBERED.set([])
+    try:
+        yield
+    finally:
+        _REMEMBERED.reset(token)
 
 
 def entry_variances(reverse: AbstractReverse, x0_hat: Array, t: Time) -> Array:

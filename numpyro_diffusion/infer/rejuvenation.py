@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
+from numpyro_diffusion.guidance import steps_remembered
 from numpyro_diffusion.model.free_space import FreeSpace
 
 __all__ = ["RandomWalk", "Steps"]
@@ -101,8 +102,11 @@ class RandomWalk(NamedTuple):
             found = look(values)
             return values, found, log_prior + log_twist(found)
 
-        # Mapped over values alone: what does not depend on them is computed once.
-        values, found, log_density = jax.vmap(candidate, in_axes=1)(changes)
+        # One after the other: mapped over, a guidance would take all sides of its choices.
+        with steps_remembered():
+            each = [candidate(changes[:, i]) for i in range(changes.shape[1])]
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+        values, found, log_density = stacked
         there = jnp.where(jnp.isfinite(log_density), log_density, -jnp.inf)
         choice = jnp.argmax(there + steps.gumbel.T, axis=0)
         choice = jnp.where(jnp.isfinite(log_density[0]), choice, 0)

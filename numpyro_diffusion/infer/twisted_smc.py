@@ -107,7 +107,7 @@ class TwistedSMC:
         guidance: AbstractGuidance | None = None,
         resample_below: float = 0.5,
         batch_size: SupportsIndex | None = None,
-        num_moves: SupportsIndex = 2,
+        num_moves: SupportsIndex = 1,
         progress_bar: bool = False,
     ) -> None:
         check_model(_CALLER, model, site)
