@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jax.extend.core import get_opaque_trace_state
 from jaxtyping import Array, Float, Num
 
 from numpyro_diffusion.checks import (
@@ -22,6 +21,13 @@ from numpyro_diffusion.checks import (
     is_traced,
 )
 from numpyro_diffusion.reverse import AbstractReverse, ReverseStep
+
+try:
+    from jax.extend.core import get_opaque_trace_state
+except ImportError:  # before jax 0.9 it had another place
+    from jax.core import (
+        get_opaque_trace_state,
+    )
 
 __all__ = [
     "AbstractGuidance",
