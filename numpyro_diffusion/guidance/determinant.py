@@ -42,6 +42,8 @@ __all__ = ["log_determinant"]
 
 # Up to this many entries a matrix is formed; as many random vectors look for a low rank.
 _MAX_DENSE = 32
+# Fewer products with V, which may be a network's, where all of H has this rank.
+_FEW = 8
 _NUM_PROBES = 4
 # Up to this many entries eigenvalues are found, of one matrix for all problems.
 _MAX_SHARED = 1024
@@ -229,23 +231,33 @@ def _low_rank(
     images = jnp.where(jnp.isfinite(images), images, 0.0)
     basis, triangle = jnp.linalg.qr(jnp.moveaxis(images, 0, -1))
     # Columns beyond the rank are rounding, which V may enlarge to eigenvalues.
-    epsilon = jnp.finfo(here.dtype).eps
+    epsilon, num_all = jnp.finfo(here.dtype).eps, basis.shape[-1]
     sizes = jnp.abs(jnp.diagonal(triangle, axis1=1, axis2=2))
     rounding = epsilon * basis.shape[1] * jnp.max(sizes, axis=1, keepdims=True)
-    basis = jnp.where((sizes > rounding)[:, None, :], basis, 0.0)
+    is_some = sizes > rounding
+    basis = jnp.where(is_some[:, None, :], basis, 0.0)
     project = lambda v: jnp.einsum("pik,pjk,pj->pi", basis, basis, v)
     found = flat(bend(generic(here)))
     gap, whole = found - project(found), jnp.sum(found**2, axis=1)
     is_low = jnp.sum(gap**2, axis=1) <= epsilon * whole
 
-    def low_rank(_: None) -> Array:
-        def columns(v: Array) -> tuple[Array, Array]:
-            v = v.reshape(here.shape)
-            return flat(bend(v)), flat(covariance(v))
+    def columns(v: Array) -> tuple[Array, Array]:
+        v = v.reshape(here.shape)
+        return flat(bend(v)), flat(covariance(v))
 
-        found = jax.lax.map(columns, jnp.moveaxis(basis, -1, 0))
-        h, v = (jnp.einsum("pik,jpi->pkj", basis, images) for images in found)
+    def of_rank(rank: int) -> Array:
+        found = jax.lax.map(columns, jnp.moveaxis(basis[..., :rank], -1, 0))
+        product = lambda images: jnp.einsum("pik,jpi->pkj", basis[..., :rank], images)
+        h, v = (product(images) for images in found)
         return log_det_of_product(h, v)
+
+    def low_rank(_: None) -> Array:
+        # Random images are independent as long as there is anything left to span.
+        is_few = ~jnp.any(is_some[:, _FEW:])
+        few, all_of_it = (
+            lambda _, rank=rank: of_rank(rank) for rank in (_FEW, num_all)
+        )
+        return jax.lax.cond(is_few, few, all_of_it, None)
 
     return jax.lax.cond(
         jnp.all(is_low | jnp.isnan(whole)),
