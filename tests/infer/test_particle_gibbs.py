@@ -92,7 +92,7 @@ def test_gaussian_posterior_for_any_number_of_particles_and_guidance(
 @pytest.mark.gate
 def test_control_a_kernel_without_transition_weights_is_rejected(monkeypatch):
     """The control: leave the ratio of prior and proposal out of the weights."""
-    monkeypatch.setattr(smc_room, "_log_ratio", lambda p, q, x: jnp.zeros(len(x)))
+    monkeypatch.setattr(smc_room, "log_ratio", lambda p, q, x: jnp.zeros(len(x)))
     kernel = nd.infer.ParticleGibbs(plated_model, num_particles=8)
     draws = np.asarray(run(kernel, Y).get_samples()["x"])
     assert gaussian_z_scores(draws).max() > 2 * LIMIT
