@@ -67,6 +67,7 @@ def test_moves_leave_the_target_as_it_is():
     assert kstest(found, POSTERIOR.cdf).pvalue > 1e-3
 
 
+@pytest.mark.gate
 def test_moves_lead_to_the_target():
     """From the prior, in forty steps; the control's twist says nothing."""
     gains = norm.rvs(size=NUM, random_state=0)
@@ -76,6 +77,7 @@ def test_moves_lead_to_the_target():
     assert kstest(flat, norm.cdf).pvalue > 1e-3
 
 
+@pytest.mark.gate
 def test_the_jacobian_of_a_bijection_counts():
     """Scales keep their half-normal prior under a twist that says nothing."""
 
