@@ -48,13 +48,8 @@ GIBBS = "nd.infer.ParticleGibbs(marked, num_particles=4)"
 INDEPENDENCE = "nd.infer.ParticleIndependence(marked, num_particles=32)"
 
 
-@pytest.mark.parametrize(
-    "block",
-    [
-        pytest.param(GIBBS, id="gibbs", marks=pytest.mark.gate),
-        pytest.param(INDEPENDENCE, id="independence", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("block", [GIBBS, INDEPENDENCE], ids=["gibbs", "independence"])
 def test_two_devices(block):
     environment = {
         **os.environ,

@@ -137,7 +137,7 @@ def test_resampling_cannot_use_up_values():
     assert num_with > 900 > 5 * num_without
 
 
-@pytest.mark.gate
+@pytest.mark.slow
 def test_batches_and_bar_change_nothing():
     run, _ = distinct(1)
     for settings in ({"batch_size": 256}, {"progress_bar": True}):

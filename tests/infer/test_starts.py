@@ -133,7 +133,9 @@ def test_split_gibbs_alone_starts_at_constrained_values():
 
 @pytest.mark.gate
 @pytest.mark.parametrize(
-    "chain_method", ["sequential", jax.vmap], ids=["sequential", "vmap"]
+    "chain_method",
+    [pytest.param("sequential", id="sequential", marks=pytest.mark.slow), jax.vmap],
+    ids=[None, "vmap"],
 )
 @pytest.mark.parametrize("kind", KERNELS)
 def test_four_chains_run_from_there(kind, chain_method):

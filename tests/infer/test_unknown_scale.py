@@ -108,7 +108,11 @@ def test_fifty_observations_that_share_a_scale():
 
 
 @pytest.mark.gate
-@pytest.mark.parametrize("masked", [False, True], ids=["whole", "inpainted"])
+@pytest.mark.parametrize(
+    "masked",
+    [pytest.param(False, id="whole", marks=pytest.mark.slow), True],
+    ids=[None, "inpainted"],
+)
 def test_a_scale_shared_over_an_image(masked):
     reverse = nd.analytic.MixtureReverse(
         FORWARD, jnp.ones(1), jnp.zeros((1, 64)), jnp.ones((1, 64))
@@ -131,7 +135,9 @@ def test_a_scale_shared_over_an_image(masked):
 
 @pytest.mark.gate
 @pytest.mark.parametrize("covariance", [g.Isotropic(), g.Tweedie()], ids=["iso", "tw"])
-@pytest.mark.parametrize("kind", ["event", "plate"])
+@pytest.mark.parametrize(
+    "kind", ["event", pytest.param("plate", marks=pytest.mark.slow)]
+)
 def test_a_scale_under_a_linear_operator(covariance, kind):
     """Correlated observations: three of four entries, or one of each of 20 pairs.
 
@@ -163,7 +169,7 @@ def test_a_scale_under_a_linear_operator(covariance, kind):
     check(posterior, scales, exact, 0.15, 500)
 
 
-@pytest.mark.gate
+@pytest.mark.slow
 def test_a_scale_under_forty_projections_of_an_image():
     """More than the few random vectors that look for a low rank, less than entries."""
     reverse = nd.analytic.MixtureReverse(
