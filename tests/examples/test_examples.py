@@ -59,7 +59,7 @@ def test_inpaint_digits(tmp_path, capsys):
 
 
 # Of four particles few founders are left, which is warned of.
-@pytest.mark.filterwarnings("ignore:TwistedSMC. of 4 values")
+@pytest.mark.filterwarnings("ignore:TwistedSMC. all particles descend")
 @pytest.mark.slow  # compiles the chain twice
 def test_separate_digits(tmp_path, capsys):
     idata = load_example("separate_digits").main(
