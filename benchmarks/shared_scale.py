@@ -15,7 +15,7 @@ form, so that the posterior of s and the evidence are integrals over a line.
 The controls are the run without moves of s, and one whose twist has no determinant, which
 must fail.
 
-    python benchmarks/shared_scale.py            # half an hour, two cores
+    python benchmarks/shared_scale.py            # four minutes a row, two cores
     python benchmarks/shared_scale.py --quick    # a minute, to see that it runs
     python benchmarks/shared_scale.py --write    # what is kept, to docs/
 """
