@@ -494,6 +494,8 @@ def tables(results: dict[str, Any]) -> str:
     lines = []
     for d in (8, 80, 800):
         kinds = [f"{d}, {d_y}" for d_y in (1, 2, 4)]
+        if not any(name.endswith(f", {kind}") for name in results for kind in kinds):
+            continue
         head = " | ".join(f"d_y = {kind[-1]}" for kind in kinds)
         lines += [f"**d = {d}: sliced Wasserstein distance**", ""]
         lines += [f"| method | {head} | s per problem |", "|---|---|---|---|---|"]

@@ -6,7 +6,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 from jaxtyping import Array, Float, Num
 
 from numpyro_diffusion.checks import checked_integer, checked_share
@@ -18,7 +17,6 @@ from numpyro_diffusion.guidance.base import (
     entry_variances,
     over_stack,
     step_stack,
-    terminal_stack,
 )
 from numpyro_diffusion.reverse import AbstractReverse
 
@@ -60,8 +58,8 @@ class Averaged(AbstractGuidance):
         ValueError: A number is out of range; in use: the variance of $x_0 | x_t$ is not
             known, since the reverse process' denoising error was not measured.
 
-    Source: the twist is an estimate of that of Wu et al. 2023, arXiv:2306.17775, equation
-    6; tempering by effective sample size as in Jasra et al. 2011,
+    Source: the twist is an estimate of the ideal one of Wu et al. 2023, arXiv:2306.17775;
+    tempering by effective sample size as in Jasra et al. 2011,
     doi:10.1111/j.1467-9469.2010.00723.x.
     """
 
@@ -71,15 +69,6 @@ class Averaged(AbstractGuidance):
     def __check_init__(self) -> None:
         checked_integer("Averaged", "num_draws", self.num_draws, 2)
         checked_share("Averaged", "reliable", self.reliable)
-
-    def start(
-        self,
-        reverse: AbstractReverse,
-        log_likelihood: LogLikelihood,
-        shape: tuple[int, ...],
-    ) -> tuple[dist.Distribution, dist.Distribution]:
-        law = terminal_stack(reverse, shape)
-        return law, law
 
     def step(
         self,

@@ -24,10 +24,8 @@ from numpyro_diffusion.reverse import AbstractReverse, ReverseStep
 
 try:
     from jax.extend.core import get_opaque_trace_state
-except ImportError:  # before jax 0.9 it had another place
-    from jax.core import (
-        get_opaque_trace_state,
-    )
+except ImportError:  # jax 0.8 has it in another place
+    from jax.core import get_opaque_trace_state
 
 __all__ = [
     "AbstractGuidance",
@@ -97,14 +95,18 @@ class TiltedStep(NamedTuple):
 class AbstractGuidance(eqx.Module):
     """A way to tilt a reverse chain by a likelihood."""
 
-    @abc.abstractmethod
     def start(
         self,
         reverse: AbstractReverse,
         log_likelihood: LogLikelihood,
         shape: tuple[int, ...],
     ) -> tuple[dist.Distribution, dist.Distribution]:
-        """Law and tilted law of x_1, for a stack of the given shape."""
+        """Law and tilted law of x_1, for a stack of the given shape.
+
+        By default the noise is not tilted: next to nothing is known of x_0 there.
+        """
+        law = terminal_stack(reverse, shape)
+        return law, law
 
     @abc.abstractmethod
     def step(

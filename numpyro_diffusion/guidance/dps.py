@@ -9,7 +9,6 @@ perfect fit; $D$ is defined for any likelihood that has a largest value.
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpyro.distributions as dist
 from jaxtyping import Array, Float, Num
 
 from numpyro_diffusion.checks import checked_array, is_traced
@@ -23,7 +22,6 @@ from numpyro_diffusion.guidance.base import (
     normal_stack,
     spread,
     step_stack,
-    terminal_stack,
 )
 from numpyro_diffusion.reverse import AbstractReverse
 
@@ -66,15 +64,6 @@ class DPS(AbstractGuidance):
             raise ValueError(
                 f"DPS: step_size must be at most 1e18, got {self.step_size}."
             )
-
-    def start(
-        self,
-        reverse: AbstractReverse,
-        log_likelihood: LogLikelihood,
-        shape: tuple[int, ...],
-    ) -> tuple[dist.Distribution, dist.Distribution]:
-        law = terminal_stack(reverse, shape)
-        return law, law
 
     def step(
         self,

@@ -21,7 +21,6 @@ from numpyro_diffusion.guidance.base import (
     finite,
     over_stack,
     spread,
-    terminal_stack,
     value_and_gradient,
 )
 from numpyro_diffusion.guidance.covariance import AbstractCovariance, Diagonal
@@ -102,15 +101,6 @@ class MomentMatching(AbstractGuidance):
                 f"{caller}: determinant must be True, False or None, got "
                 f"{self.determinant!r}."
             )
-
-    def start(
-        self,
-        reverse: AbstractReverse,
-        log_likelihood: LogLikelihood,
-        shape: tuple[int, ...],
-    ) -> tuple[dist.Distribution, dist.Distribution]:
-        law = terminal_stack(reverse, shape)
-        return law, law
 
     def step(
         self,

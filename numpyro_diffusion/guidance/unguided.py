@@ -2,7 +2,6 @@
 
 import equinox as eqx
 import jax.numpy as jnp
-import numpyro.distributions as dist
 from jaxtyping import Array, Num
 
 from numpyro_diffusion.checks import checked_real
@@ -13,7 +12,6 @@ from numpyro_diffusion.guidance.base import (
     Time,
     finite,
     step_stack,
-    terminal_stack,
 )
 from numpyro_diffusion.guidance.values import likeliest
 from numpyro_diffusion.reverse import AbstractReverse
@@ -45,15 +43,6 @@ class Unguided(AbstractGuidance):
     def __check_init__(self) -> None:
         if self.power is not None and checked_real("Unguided", "power", self.power) < 0:
             raise ValueError(f"Unguided: power must not be negative, got {self.power}.")
-
-    def start(
-        self,
-        reverse: AbstractReverse,
-        log_likelihood: LogLikelihood,
-        shape: tuple[int, ...],
-    ) -> tuple[dist.Distribution, dist.Distribution]:
-        law = terminal_stack(reverse, shape)
-        return law, law
 
     def step(
         self,

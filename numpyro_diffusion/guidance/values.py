@@ -12,7 +12,6 @@ and the twist is $p(y | \hat x)$ times the product of the sums.
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 from jaxtyping import Array, Float, Num
 
 from numpyro_diffusion.checks import (
@@ -30,7 +29,6 @@ from numpyro_diffusion.guidance.base import (
     finite,
     over_stack,
     step_stack,
-    terminal_stack,
 )
 from numpyro_diffusion.reverse import AbstractReverse
 
@@ -49,15 +47,6 @@ class ValueTilt(AbstractGuidance):
     Raises:
         TypeError: The process is over real numbers.
     """
-
-    def start(
-        self,
-        reverse: AbstractReverse,
-        log_likelihood: LogLikelihood,
-        shape: tuple[int, ...],
-    ) -> tuple[dist.Distribution, dist.Distribution]:
-        law = terminal_stack(reverse, shape)
-        return law, law
 
     def step(
         self,

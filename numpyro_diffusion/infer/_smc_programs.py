@@ -215,8 +215,6 @@ def _times(grid: Array, key: Array) -> tuple[Array, Array, Array]:
 
 
 def _sweep(problem: Problem, settings: Settings) -> ParticleSweep:
-    space = problem.others_space()
-    moves = RandomWalk(space, settings.num_moves)
     return ParticleSweep(
         problem.reverse,
         _guidance(problem, settings),
@@ -225,8 +223,15 @@ def _sweep(problem: Problem, settings: Settings) -> ParticleSweep:
         settings.resample_below,
         settings.batch_size,
         problem.expected,
-        None if space.is_empty or settings.num_moves == 0 else moves,
+        _moves(problem, settings),
     )
+
+
+def _moves(problem: Problem, settings: Settings) -> RandomWalk | None:
+    """Moves of the other latents, if there are any that can move and shall."""
+    if settings.num_moves == 0 or (space := problem.others_space()) is None:
+        return None
+    return RandomWalk(space, settings.num_moves)
 
 
 def _chunk(num_steps: int) -> int:

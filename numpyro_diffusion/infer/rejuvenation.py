@@ -13,8 +13,8 @@ factor drawn anew for each of them. Looking at the particles costs the estimate 
 evidence its exact unbiasedness, by an error of order 1 / num_particles.
 
 Source: Gilks and Berzuini 2001, doi:10.1111/1467-9868.00280, for moves between resamplings;
-Tjelmeland 2004, "Using all Metropolis-Hastings proposals to estimate mean values",
-section 3, for several candidates at once.
+Tjelmeland 2004, "Using all Metropolis-Hastings proposals to estimate mean values", for
+several candidates at once.
 """
 
 import math

@@ -1,6 +1,6 @@
 """The latents beside the diffusion sites, as real numbers, and their priors' density."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -33,13 +33,14 @@ class FreeSpace:
         model: Callable,
         args: tuple,
         kwargs: Mapping[str, Any],
-        names: frozenset[str],
+        names: Collection[str],
     ) -> None:
         self._model, self._args, self._kwargs = model, args, dict(kwargs)
-        sites = traced(model, args, kwargs, {})
-        is_free = {name: not sites[name]["fn"].support.is_discrete for name in names}
+        # Most models have no others, and are not run to find that out.
+        sites = traced(model, args, kwargs, {}) if names else {}
         self._names = sorted(names)
-        self._free = [name for name in self._names if is_free[name]]
+        is_discrete = lambda name: sites[name]["fn"].support.is_discrete
+        self._free = [name for name in self._names if not is_discrete(name)]
 
     @property
     def is_empty(self) -> bool:

@@ -274,10 +274,10 @@ class Problem:
         sites = traced(self._model, self._args, self._kwargs, {}, key)
         return {name: jnp.asarray(sites[name]["value"]) for name in self._others}
 
-    def others_space(self) -> FreeSpace:
-        """Coordinates of the other latents, and the density of their priors."""
-        names = frozenset(self._others)
-        return FreeSpace(self._model, self._args, self._kwargs, names)
+    def others_space(self) -> FreeSpace | None:
+        """Coordinates of the other latents, if any of them can move."""
+        space = FreeSpace(self._model, self._args, self._kwargs, self._others)
+        return None if space.is_empty else space
 
     def draw_followers(
         self, key: Array, values: Mapping[str, Array]
