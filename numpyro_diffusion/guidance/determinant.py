@@ -36,14 +36,13 @@ from numpyro_diffusion.guidance.base import dot, spread
 from numpyro_diffusion.guidance.diagonal import DiagonalCurvature, alike, generic
 from numpyro_diffusion.guidance.elimination import log_det_of_product
 from numpyro_diffusion.guidance.lanczos import quadratic_form
+from numpyro_diffusion.guidance.low_rank import log_det_within, range_of
 from numpyro_diffusion.guidance.newton import Problem, Values
 
 __all__ = ["log_determinant"]
 
 # Up to this many entries a matrix is formed; as many random vectors look for a low rank.
 _MAX_DENSE = 32
-# Fewer products with V, which may be a network's, where all of H has this rank.
-_FEW = 8
 _NUM_PROBES = 4
 # Up to this many entries eigenvalues are found, of one matrix for all problems.
 _MAX_SHARED = 1024
@@ -158,19 +157,18 @@ def _large(
 ) -> Float[Array, " P"]:
     """Of many entries: proportional, of low rank, or by quadrature."""
     bend, covariance = _products(problem, here, values)
-    otherwise = lambda _: _low_rank(problem, max_iterations, here, values)
+    found = bend(generic(here))
+    factors, are_proportional = _proportions(found)
+    otherwise = lambda _: _low_rank(
+        problem, max_iterations, here, values, (found, factors, are_proportional)
+    )
     if not is_diagonal or here[0].size > _MAX_SHARED:
         return otherwise(None)
-    flat = bend(generic(here)).reshape(len(here), -1)
-    factors = flat @ flat[0] / jnp.sum(flat[0] ** 2)
-    gap = flat - factors[:, None] * flat[:1]
-    rounding = jnp.finfo(here.dtype).eps * jnp.sum(flat**2, axis=1)
-    is_like = (jnp.sum(gap**2, axis=1) <= rounding) & (factors > 0.0)
     variances = covariance(jnp.ones_like(here))
     first = variances.reshape(len(here), -1)[:, 0]
     is_isotropic = alike(variances, spread(first, variances))
     return jax.lax.cond(
-        jnp.all(is_like & is_isotropic),
+        are_proportional & jnp.all(is_isotropic),
         lambda _: _of_one_matrix(bend, here, factors, first),
         otherwise,
         None,
@@ -190,6 +188,36 @@ def _no_derivative(
     return log_det, jnp.nan * dot(tangents[0], jnp.ones_like(primals[0]))
 
 
+def _proportions(
+    found: Float[Array, "P C *event"],
+) -> tuple[Float[Array, " P"], Bool[Array, ""]]:
+    """Each image of one vector as a multiple of the first, and whether all are one."""
+    flat = found.reshape(len(found), -1)
+    factors = flat @ flat[0] / jnp.sum(flat[0] ** 2)
+    gap = flat - factors[:, None] * flat[:1]
+    rounding = jnp.finfo(found.dtype).eps * jnp.sum(flat**2, axis=1)
+    is_like = (jnp.sum(gap**2, axis=1) <= rounding) & (factors > 0.0)
+    return factors, jnp.all(is_like)
+
+
+def _images_of_one(
+    bend: Callable[[Array], Array],
+    like: Float[Array, "P C *event"],
+    factors: Float[Array, " P"],
+    vectors: Float[Array, "K size"],
+) -> Float[Array, "K size"]:
+    """What the first of proportional matrices makes of vectors, each shown to another."""
+    num, (num_vectors, size) = len(like), vectors.shape
+    num_rounds = -(-num_vectors // num)
+    padded = jnp.pad(vectors, ((0, num_rounds * num - num_vectors), (0, 0)))
+
+    def images(vectors: Float[Array, "P size"]) -> Float[Array, "P size"]:
+        return bend(vectors.reshape(like.shape)).reshape(num, size) / factors[:, None]
+
+    found = jax.lax.map(images, padded.reshape(num_rounds, num, size))
+    return found.reshape(-1, size)[:num_vectors]
+
+
 def _of_one_matrix(
     bend: Callable[[Array], Array],
     like: Float[Array, "P C *event"],
@@ -197,17 +225,10 @@ def _of_one_matrix(
     variances: Float[Array, " P"],
 ) -> Float[Array, " P"]:
     """The log determinants of I + v c H for one H, and factors c and variances v."""
-    num, size = len(like), like[0].size
-    num_rounds = -(-size // num)
-    starts = num * jnp.arange(num_rounds)
-
-    def columns(start: Array) -> Array:
-        units = jax.nn.one_hot(start + jnp.arange(num), size, dtype=like.dtype)
-        return bend(units.reshape(like.shape)).reshape(num, size) / factors[:, None]
-
-    matrix = jax.lax.map(columns, starts).reshape(-1, size)[:size]
+    units = jnp.eye(like[0].size, dtype=like.dtype)
+    matrix = _images_of_one(bend, like, factors, units)
     eigenvalues = jnp.linalg.eigvalsh(0.5 * (matrix + matrix.T))
-    rounding = jnp.finfo(like.dtype).eps * size * eigenvalues[-1]
+    rounding = jnp.finfo(like.dtype).eps * len(units) * eigenvalues[-1]
     counted = jnp.where(eigenvalues > rounding, eigenvalues, 0.0)
     return jnp.sum(jnp.log1p((variances * factors)[:, None] * counted[None, :]), axis=1)
 
@@ -217,51 +238,30 @@ def _low_rank(
     max_iterations: int,
     here: Float[Array, "P C *event"],
     values: Values,
+    known: tuple[Float[Array, "P C *event"], Float[Array, " P"], Bool[Array, ""]],
 ) -> Float[Array, " P"]:
-    """By low rank, or by quadrature."""
+    """By low rank, or by quadrature; known are an image and its proportions."""
     bend, covariance = _products(problem, here, values)
-    num = len(here)
-    flat = lambda v: v.reshape(num, -1)
-    probes = np.random.default_rng(3).standard_normal((_MAX_DENSE, *here.shape[1:]))
+    found, factors, are_proportional = known
+    within = partial(log_det_within, bend, covariance, found)
+    probes = np.random.default_rng(3).standard_normal((_MAX_DENSE, here[0].size))
+    probes = jnp.asarray(probes, here.dtype)
 
-    def image(probe: Array) -> Array:
-        return flat(bend(jnp.broadcast_to(probe, here.shape)))
+    def image(probe: Float[Array, " size"]) -> Float[Array, "P size"]:
+        probe = jnp.broadcast_to(probe.reshape(here.shape[1:]), here.shape)
+        return bend(probe).reshape(len(here), -1)
 
-    images = jax.lax.map(image, jnp.asarray(probes, here.dtype))
-    images = jnp.where(jnp.isfinite(images), images, 0.0)
-    basis, triangle = jnp.linalg.qr(jnp.moveaxis(images, 0, -1))
-    # Columns beyond the rank are rounding, which V may enlarge to eigenvalues.
-    epsilon, num_all = jnp.finfo(here.dtype).eps, basis.shape[-1]
-    sizes = jnp.abs(jnp.diagonal(triangle, axis1=1, axis2=2))
-    rounding = epsilon * basis.shape[1] * jnp.max(sizes, axis=1, keepdims=True)
-    is_some = sizes > rounding
-    basis = jnp.where(is_some[:, None, :], basis, 0.0)
-    project = lambda v: jnp.einsum("pik,pjk,pj->pi", basis, basis, v)
-    found = flat(bend(generic(here)))
-    gap, whole = found - project(found), jnp.sum(found**2, axis=1)
-    is_low = jnp.sum(gap**2, axis=1) <= epsilon * whole
+    def of_one(_: None) -> tuple[Array, Bool[Array, ""]]:
+        images = _images_of_one(bend, here, factors, probes)
+        return within(*range_of(images[None]))
 
-    def columns(v: Array) -> tuple[Array, Array]:
-        v = v.reshape(here.shape)
-        return flat(bend(v)), flat(covariance(v))
+    def of_each(_: None) -> tuple[Array, Bool[Array, ""]]:
+        return within(*range_of(jnp.moveaxis(jax.lax.map(image, probes), 0, 1)))
 
-    def of_rank(rank: int) -> Array:
-        found = jax.lax.map(columns, jnp.moveaxis(basis[..., :rank], -1, 0))
-        product = lambda images: jnp.einsum("pik,jpi->pkj", basis[..., :rank], images)
-        h, v = (product(images) for images in found)
-        return log_det_of_product(h, v)
-
-    def low_rank(_: None) -> Array:
-        # Random images are independent as long as there is anything left to span.
-        is_few = ~jnp.any(is_some[:, _FEW:])
-        few, all_of_it = (
-            lambda _, rank=rank: of_rank(rank) for rank in (_FEW, num_all)
-        )
-        return jax.lax.cond(is_few, few, all_of_it, None)
-
+    log_det, is_all = jax.lax.cond(are_proportional, of_one, of_each, None)
     return jax.lax.cond(
-        jnp.all(is_low | jnp.isnan(whole)),
-        low_rank,
+        is_all,
+        lambda _: log_det,
         lambda _: _by_quadrature(problem, max_iterations, here, values),
         None,
     )
