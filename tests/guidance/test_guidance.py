@@ -457,7 +457,7 @@ def test_no_step_ends_lower_than_it_began():
     assert all(last > first for first, *_, last in twists)
 
 
-@pytest.mark.gate
+@pytest.mark.slow
 def test_the_twist_of_a_nonlinear_likelihood_is_differentiable_twice(getkey):
     reverse, x = gaussian(), 0.3 * jr.normal(getkey(), (1, 1, 3))
     # Log-concave and smooth, so that the mode moves smoothly with x.

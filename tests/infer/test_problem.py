@@ -72,7 +72,9 @@ def test_elements_that_the_model_couples_by_smc(model):
 
 
 @pytest.mark.gate
-@pytest.mark.parametrize("model", OPERATORS)
+@pytest.mark.parametrize(
+    "model", [permuted, pytest.param(differences, marks=pytest.mark.slow)]
+)
 def test_elements_that_the_model_couples_by_particle_gibbs(model):
     kernel = nd.infer.ParticleGibbs(model, num_particles=8, guidance=TWEEDIE)
     mcmc = MCMC(kernel, num_warmup=50, num_samples=1500, progress_bar=False)

@@ -137,7 +137,13 @@ def test_split_gibbs_alone_starts_at_constrained_values():
     [pytest.param("sequential", id="sequential", marks=pytest.mark.slow), jax.vmap],
     ids=[None, "vmap"],
 )
-@pytest.mark.parametrize("kind", KERNELS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=() if kind == "ParticleGibbs" else pytest.mark.slow)
+        for kind in KERNELS
+    ],
+)
 def test_four_chains_run_from_there(kind, chain_method):
     starts = nd.infer.initial_draws(KEY, plain, 4, Y)
     mcmc = MCMC(

@@ -193,7 +193,7 @@ def test_a_scale_under_forty_projections_of_an_image():
     assert len(np.unique(scales)) > 50
 
 
-@pytest.mark.gate
+@pytest.mark.slow
 def test_an_unknown_gain_of_counts():
     """y ~ Poisson(s exp(x)): the sum over x of each count by quadrature."""
     y = np.array([3, 0, 1, 7, 2, 1, 0, 4])

@@ -41,7 +41,7 @@ def test_a_map_of_each_pixel_stays_one():
     assert not np.allclose(mean, x)
 
 
-@pytest.mark.gate
+@pytest.mark.slow
 @pytest.mark.promotes
 def test_it_is_trained_saved_and_loaded(tmp_path):
     small = UNet((2, 2, 4), width=8, time_width=4, key=jr.key(0))

@@ -215,7 +215,9 @@ def test_denoiser_of_an_exact_chain_is_exact():
 
 
 @pytest.mark.gate
-@pytest.mark.parametrize("learned_last_step", [False, True])
+@pytest.mark.parametrize(
+    "learned_last_step", [pytest.param(False, marks=pytest.mark.slow), True]
+)
 def test_denoiser_does_not_depend_on_the_step_asked_for(learned_last_step):
     """Guides ask for it with s = 0 from any t, and at t = 0.
 
