@@ -40,7 +40,6 @@ from tqdm.auto import tqdm
 
 import numpyro_diffusion as nd
 from numpyro_diffusion.guidance import DPS, Isotropic, MomentMatching, Tweedie
-from numpyro_diffusion.samplers.flow import ProbabilityFlow
 
 RESULTS = Path(__file__).parent / "posterior_accuracy.json"
 DOCUMENT = Path(__file__).parents[1] / "docs" / "accuracy_mixture.md"
@@ -103,24 +102,27 @@ class Sizes(NamedTuple):
 QUICK = Sizes(2, 20, 50, 5, 5, 2, 10, 10, 5, 20, 2, 5, 4)
 
 
-class UnitMixtureDenoiser(eqx.Module):
-    r"""The exact denoiser of components of unit covariance, by two matrix products.
+class MixtureDenoiser(eqx.Module):
+    r"""The exact denoiser of components of one covariance, by two matrix products.
 
-    Their $x_t$ has unit covariance too, so that $|x_t|^2$ drops out of their weights and
-    $\hat x_0 = \sqrt{\bar\alpha}\, x_t + (1 - \bar\alpha) \sum_k w_k(x_t)\, m_k$.
+    If that is $s^2 I$, all components of $x_t$ have the variance
+    $v = \bar\alpha s^2 + 1 - \bar\alpha$, so that $|x_t|^2$ drops out of their weights and
+    $\hat x_0 = \sqrt{\bar\alpha}\, s^2 x_t / v + (1 - \bar\alpha) \sum_k w_k m_k / v$.
     `MixtureReverse` forms every component's residual, which costs 25 times the memory.
     """
 
     schedule: nd.AbstractSchedule
     weights: jax.Array
     means: jax.Array
+    scale: float
 
     def __call__(self, x_t: jax.Array, t: jax.Array) -> jax.Array:
-        kept = jnp.sqrt(self.schedule.alpha_bar(t))
+        kept, noise = self.schedule.alpha_bar(t), self.schedule.noise(t)
+        root, total = jnp.sqrt(kept), kept * self.scale**2 + noise
         lengths = jnp.sum(self.means**2, axis=1)
-        logits = kept * (self.means @ x_t) - 0.5 * kept**2 * lengths
+        logits = (root * (self.means @ x_t) - 0.5 * kept * lengths) / total
         shares = jax.nn.softmax(jnp.log(self.weights) + logits)
-        return kept * x_t + self.schedule.noise(t) * (shares @ self.means)
+        return (root * self.scale**2 * x_t + noise * (shares @ self.means)) / total
 
 
 class Problem(NamedTuple):
@@ -190,16 +192,23 @@ class Problem(NamedTuple):
     def arguments(self, num_steps: int) -> tuple:
         """What the NumPyro model is called with."""
         forward = nd.GaussianForward(nd.schedules.cosine())
-        weights, means = jnp.asarray(self.weights), jnp.asarray(self.means)
-        denoiser = UnitMixtureDenoiser(forward.schedule, weights, means)
+        scaling = nd.datasets.Scaling(0.0, DATA_SCALE)
+        denoiser = MixtureDenoiser(
+            forward.schedule,
+            jnp.asarray(self.weights),
+            jnp.asarray(scaling.standardise(self.means)),
+            1.0 / DATA_SCALE,
+        )
         reverse_with = functools.partial(
             nd.DenoisingReverse, forward, denoiser, nd.DataPrediction()
         )
-        data = jnp.asarray(self.prior_draws(np.random.default_rng(1), 1000))
+        data = self.prior_draws(np.random.default_rng(1), 1000)
+        data = jnp.asarray(scaling.standardise(data))
         error = nd.denoising_error(reverse_with(), data, key=jax.random.key(1))
-        reverse = reverse_with(error)
-        flow = ProbabilityFlow(data_scale=DATA_SCALE)
-        prior = nd.DiffusionPrior(reverse, (means.shape[1],), num_steps, flow=flow)
+        shape = (self.means.shape[1],)
+        prior = nd.DiffusionPrior(
+            reverse_with(error), shape, num_steps, scaling=scaling
+        )
         return prior, jnp.asarray(self.operator), jnp.asarray(self.sigma)
 
 
@@ -287,7 +296,8 @@ def dps(key: jax.Array, problem: Problem, sizes: Sizes) -> Answer:
     """Diffusion posterior sampling, its step of 1 per unit of the residual's norm."""
     law = dist.Normal(0.0, problem.sigma).expand(problem.y.shape).to_event(1)
     best = law.log_prob(jnp.zeros(problem.y.shape))
-    guidance = DPS(best, step_size=jnp.asarray(problem.sigma))
+    # Its step is one of the network's units, by a gradient in them.
+    guidance = DPS(best, step_size=jnp.asarray(problem.sigma / DATA_SCALE**2))
     arguments, y = problem.arguments(sizes.num_steps), jnp.asarray(problem.y)
     return Answer(_guided(guidance, key, arguments, y, sizes.num_draws))
 
@@ -446,10 +456,10 @@ ROWS = {
     "guide_isotropic": Row("guide, calibrated variance", guide_of(ISOTROPIC)),
     "guide": Row("guide, Tweedie covariance", guide_of(TWEEDIE)),
     "smc_isotropic": Row("TwistedSMC, calibrated variance", smc_of(ISOTROPIC)),
-    "smc": Row("TwistedSMC, Tweedie covariance, determinant", smc_of(TWIST)),
-    "smc_many": Row(
-        "the same, 4000 particles for 1000 draws", smc_of(TWIST, 4), (8, 80, 800)
+    "smc": Row(
+        "TwistedSMC, Tweedie covariance, determinant", smc_of(TWIST), (8, 80, 800)
     ),
+    "smc_many": Row("the same, 4000 particles for 1000 draws", smc_of(TWIST, 4)),
     "gibbs": Row("ParticleGibbs, 4 chains, 32 particles", particle_gibbs),
     "split": Row("SplitGibbs, rho 0.3, annealed", split_gibbs, (8,)),
     "split_warm": Row(
