@@ -95,6 +95,7 @@ def fit(
     | None = None,
     validation_fraction: float = 0.1,
     num_error_levels: int = 50,
+    num_error_knots: int = 0,
     steps_per_call: int = 50,
     device_bytes: int = 2**30,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -126,6 +127,8 @@ def fit(
         validation_fraction: That share.
         num_error_levels: Number of noise levels at which the error is measured, in the
             network's units.
+        num_error_knots: Number of predicted values for which it is measured apart, as
+            `denoising_error` does with `num_knots`; none by default.
         steps_per_call: Steps fused into one compiled call. Use 1 on CPUs for a network
             that calls `jax.lax.conv_general_dilated` itself, whose gradient is slow
             inside compiled loops there; this library's networks have no such limit.
@@ -166,6 +169,8 @@ def fit(
     ema_decay = checked_share("fit", "ema_decay", ema_decay)
     fraction = checked_share("fit", "validation_fraction", validation_fraction)
     num_error_levels = checked_integer("fit", "num_error_levels", num_error_levels)
+    if num_error_knots != 0:
+        num_error_knots = checked_integer("fit", "num_error_knots", num_error_knots, 2)
     steps_per_call = checked_integer("fit", "steps_per_call", steps_per_call)
     device_bytes = checked_integer("fit", "device_bytes", device_bytes, 0, 2**63)
     checkpoint_every = checked_integer("fit", "checkpoint_every", checkpoint_every)
@@ -204,6 +209,8 @@ def fit(
             "reverse": reverse,
             "objective": objective,
         }
+        if num_error_knots:  # checkpoints of runs without them stay as they were
+            settings["num_error_knots"] = num_error_knots
         batch_shape = (source.batch_size, *shape)
         events = jax.ShapeDtypeStruct(batch_shape, source.dtype)
         identity = _identity(settings, optimizer, step, state, events)
@@ -229,7 +236,12 @@ def fit(
 
     trained = eqx.combine(state.average, static)
     error = measured_error(
-        trained, held_out, error_key, num_error_levels, scaling=scaling
+        trained,
+        held_out,
+        error_key,
+        num_error_levels,
+        num_knots=num_error_knots,
+        scaling=scaling,
     )
     return FitResult(trained.with_error(error), losses, scaling)
 

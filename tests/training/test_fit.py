@@ -154,6 +154,18 @@ def test_a_diverging_loss_stops_the_run(tmp_path):
         )
 
 
+def test_the_error_by_predicted_value_is_what_denoising_error_finds():
+    held_out = gaussian(64) - 0.1
+    quick = {"num_steps": 2, "num_error_levels": 2, "validation": held_out}
+    plain, fine = run(**quick).reverse, run(**quick, num_error_knots=3).reverse
+    assert plain.error.table is None
+    np.testing.assert_array_equal(plain.error.values, fine.error.values)
+    key = jax.random.split(jax.random.key(1), 3)[2]  # as `run` is called
+    found = nd.denoising_error(fine, held_out, key=key, num_levels=2, num_knots=3)
+    for name in ("times", "values", "knots", "table"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(fine.error, name))
+
+
 # Arguments
 
 
@@ -167,6 +179,7 @@ def test_a_diverging_loss_stops_the_run(tmp_path):
         ({"ema_decay": 1.1}, r"ema_decay must lie in \[0, 1\], got 1.1"),
         ({"validation_fraction": np.nan}, r"validation_fraction must lie in \[0, 1\]"),
         ({"num_error_levels": 0}, "num_error_levels must be a positive integer"),
+        ({"num_error_knots": 1}, "num_error_knots must be an integer of at least 2"),
         ({"steps_per_call": 0}, "steps_per_call must be a positive integer"),
         ({"device_bytes": -1}, "device_bytes must be an integer of at least 0"),
         ({"checkpoint_every": 0}, "checkpoint_every must be a positive integer"),

@@ -108,6 +108,7 @@ DIFFERENCES = {
     "validation": ({"validation": gaussian(32)}, "its validation is"),
     "fraction": ({"validation_fraction": 0.2}, "its validation is"),
     "error levels": ({"num_error_levels": 5}, "its num_error_levels is 50"),
+    "error knots": ({"num_error_knots": 5}, "its num_error_knots is absent"),
     "scaling": ({"scaling": "standard"}, "its scaling is None"),
     "prediction": (
         {"reverse": small(prediction=nd.DataPrediction())},
