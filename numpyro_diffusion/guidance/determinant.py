@@ -33,6 +33,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from numpyro_diffusion.guidance.base import dot, spread
+from numpyro_diffusion.guidance.choices import choose
 from numpyro_diffusion.guidance.diagonal import DiagonalCurvature, alike, generic
 from numpyro_diffusion.guidance.elimination import log_det_of_product
 from numpyro_diffusion.guidance.lanczos import quadratic_form
@@ -76,31 +77,29 @@ def log_determinant(
     num_copies, size = here.shape[1], here[0, 0].size
     bend, covariance = _products(problem, here, values)
 
-    def by_structure(_: None) -> Array:
+    def by_structure() -> Array:
         if num_copies * size <= _MAX_DENSE:
             return _of_blocks(bend, covariance, here, 1)
         is_diagonal = diagonal is not None
         return _large(problem, max_iterations, is_diagonal, here, values)
 
-    def by_blocks(_: None) -> Array:
+    def by_blocks() -> Array:
         if num_copies == 1 or size > _MAX_DENSE:
-            return by_structure(None)
-        return jax.lax.cond(
+            return by_structure()
+        return choose(
             jnp.all(_couples_no_copies(bend, here)),
-            lambda _: _of_blocks(bend, covariance, here, num_copies),
+            lambda: _of_blocks(bend, covariance, here, num_copies),
             by_structure,
-            None,
         )
 
     if diagonal is None:
-        return by_blocks(None)
+        return by_blocks()
     variance = covariance(jnp.ones_like(here))
     of_entries = jnp.log1p(variance * diagonal.entries)
-    return jax.lax.cond(
+    return choose(
         jnp.all(diagonal.is_all),
-        lambda _: jnp.sum(of_entries, axis=tuple(range(1, here.ndim))),
+        lambda: jnp.sum(of_entries, axis=tuple(range(1, here.ndim))),
         by_blocks,
-        None,
     )
 
 
@@ -159,19 +158,18 @@ def _large(
     bend, covariance = _products(problem, here, values)
     found = bend(generic(here))
     factors, are_proportional = _proportions(found)
-    otherwise = lambda _: _low_rank(
+    otherwise = lambda: _low_rank(
         problem, max_iterations, here, values, (found, factors, are_proportional)
     )
     if not is_diagonal or here[0].size > _MAX_SHARED:
-        return otherwise(None)
+        return otherwise()
     variances = covariance(jnp.ones_like(here))
     first = variances.reshape(len(here), -1)[:, 0]
     is_isotropic = alike(variances, spread(first, variances))
-    return jax.lax.cond(
+    return choose(
         are_proportional & jnp.all(is_isotropic),
-        lambda _: _of_one_matrix(bend, here, factors, first),
+        lambda: _of_one_matrix(bend, here, factors, first),
         otherwise,
-        None,
     )
 
 
@@ -251,19 +249,18 @@ def _low_rank(
         probe = jnp.broadcast_to(probe.reshape(here.shape[1:]), here.shape)
         return bend(probe).reshape(len(here), -1)
 
-    def of_one(_: None) -> tuple[Array, Bool[Array, ""]]:
+    def of_one() -> tuple[Array, Bool[Array, ""]]:
         images = _images_of_one(bend, here, factors, probes)
         return within(*range_of(images[None]))
 
-    def of_each(_: None) -> tuple[Array, Bool[Array, ""]]:
+    def of_each() -> tuple[Array, Bool[Array, ""]]:
         return within(*range_of(jnp.moveaxis(jax.lax.map(image, probes), 0, 1)))
 
-    log_det, is_all = jax.lax.cond(are_proportional, of_one, of_each, None)
-    return jax.lax.cond(
+    log_det, is_all = choose(are_proportional, of_one, of_each)
+    return choose(
         is_all,
-        lambda _: log_det,
-        lambda _: _by_quadrature(problem, max_iterations, here, values),
-        None,
+        lambda: log_det,
+        lambda: _by_quadrature(problem, max_iterations, here, values),
     )
 
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from numpyro_diffusion.guidance.choices import choose
 from numpyro_diffusion.guidance.elimination import log_det_of_product
 
 __all__ = ["log_det_within", "range_of"]
@@ -75,10 +76,10 @@ def log_det_within(
     count = jnp.where(is_all, rank, 0)
     h, v = jax.lax.fori_loop(0, count, fill, (nothing, nothing))
 
-    def log_det(size: int | None) -> Callable[[None], Array]:
+    def log_det(size: int | None) -> Callable[[], Array]:
         h_first, v_first = (
             jnp.swapaxes(rows, 0, 1)[:, :size, :size] for rows in (h, v)
         )
-        return lambda _: log_det_of_product(h_first, v_first)
+        return lambda: log_det_of_product(h_first, v_first)
 
-    return jax.lax.cond(count <= _FEW, log_det(_FEW), log_det(None), None), is_all
+    return choose(count <= _FEW, log_det(_FEW), log_det(None)), is_all

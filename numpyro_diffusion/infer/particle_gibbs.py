@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, Num
 
 from numpyro_diffusion.checks import checked_integer
 from numpyro_diffusion.guidance import AbstractGuidance
+from numpyro_diffusion.guidance.choices import choose
 from numpyro_diffusion.infer.conditional import ConditionalDraw
 from numpyro_diffusion.infer.particle_kernel import AbstractParticleKernel, Start
 from numpyro_diffusion.infer.refresh_ladder import (
@@ -207,6 +208,6 @@ class ParticleGibbs(AbstractParticleKernel[ParticleGibbsState]):
         is_due = (state.num_sweeps + 1) % self._independent_every == 0
         stays = draw._replace(moved=jnp.zeros_like(draw.moved))
         proposed = lambda: self._independent(key, problem, draw)
-        found = jax.lax.cond(is_due, proposed, lambda: stays)
+        found = choose(is_due, proposed, lambda: stays)
         change = (found.moved - state.jumped) / jnp.maximum(done, 1)
         return found, jnp.where(is_due, state.jumped + change, state.jumped)

@@ -101,6 +101,21 @@ def test_proportional_curvature_under_variances_that_differ():
     assert np.all(np.abs(exact(h, first) - exact(h, v)) > 1.0)
 
 
+def test_chains_side_by_side_have_the_determinants_of_each():
+    """Those of which one has no structure as well."""
+    h = np.stack([[of_rank(2), of_rank(2)], [CORRELATED, of_rank(3)]])
+    v = np.broadcast_to(DIAGONAL, h.shape)
+    mapped = jax.vmap(lambda h, v: found(h, v, (1, NUM), False))
+    low = mapped(jnp.asarray(h[:1]), jnp.asarray(v[:1]))
+    np.testing.assert_allclose(low, exact(h[:1], v[:1]), rtol=1e-8)
+    both = mapped(jnp.asarray(h), jnp.asarray(v))
+    alone = [
+        found(*map(jnp.asarray, chain), (1, NUM), False)
+        for chain in zip(h, v, strict=True)
+    ]
+    np.testing.assert_allclose(both, alone, rtol=1e-8)
+
+
 def test_problems_of_different_low_rank():
     h = np.stack([of_rank(10), of_rank(20)])
     v = np.broadcast_to(0.5 * IDENTITY, h.shape)
