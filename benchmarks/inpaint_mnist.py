@@ -7,9 +7,7 @@ NUTS for the scale, as two blocks of NumPyro's own Gibbs. What the hidden third 
 is which digit it is: a small classifier names each draw, and the probabilities of the
 classes are read like any other statistic, with R-hat and effective sample size.
 
-The chains run in parallel, a thread each. Side by side in one program (`chain_method`
-`jax.vmap`) every sweep pays for all levels of the ladder: no chain can leave out what
-another one does.
+The chains run in parallel, a thread each.
 
 Prints an ArviZ summary; writes a picture and the posterior as a NetCDF file.
 
