@@ -43,6 +43,7 @@ def main(
     chain_steps: int = 50,
     num_test: int = 10_000,
     num_two_sample: int = 2000,
+    error_knots: int = 0,
     out: str = "out",
     progress_bar: bool = True,
 ) -> dict:
@@ -64,8 +65,7 @@ def main(
         batch_size=128,
         checkpoint=target / f"mnist-{num_steps}.checkpoint",
         checkpoint_every=250,
-        # Paper is known for certain long before strokes are.
-        num_error_knots=24,
+        num_error_knots=error_knots,
         progress_bar=progress_bar,
     )
     minutes = (time.perf_counter() - start) / 60
@@ -142,6 +142,7 @@ if __name__ == "__main__":
     parser.add_argument("--num-steps", type=int, default=14_000)
     parser.add_argument("--num-test", type=int, default=10_000)
     parser.add_argument("--num-two-sample", type=int, default=2000)
+    parser.add_argument("--error-knots", type=int, default=0, help="24, for instance")
     parser.add_argument("--out", default="out")
     arguments = parser.parse_args()
     main(
@@ -149,5 +150,6 @@ if __name__ == "__main__":
         arguments.num_steps,
         num_test=arguments.num_test,
         num_two_sample=arguments.num_two_sample,
+        error_knots=arguments.error_knots,
         out=arguments.out,
     )
