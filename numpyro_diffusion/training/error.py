@@ -19,7 +19,7 @@ from numpyro_diffusion.datasets import Scaling
 from numpyro_diffusion.reverse import AbstractReverse, DenoisingError
 from numpyro_diffusion.training.events import Events, standardised
 
-__all__ = ["denoising_error", "measured_error"]
+__all__ = ["checked_knots", "denoising_error", "measured_error"]
 
 # Events per compiled call: a network's activations for all held-out events at once may
 # not fit the device.
@@ -75,8 +75,7 @@ def denoising_error(
     checked_instance(caller, "reverse", reverse, AbstractReverse, "fit(...).reverse")
     num_levels = checked_integer(caller, "num_levels", num_levels)
     num_samples = checked_integer(caller, "num_samples", num_samples)
-    if num_knots != 0:
-        num_knots = checked_integer(caller, "num_knots", num_knots, 2)
+    num_knots = checked_knots(caller, "num_knots", num_knots)
     checked_key(caller, "key", key)
     if scaling is not None:
         checked_instance(caller, "scaling", scaling, Scaling, "Scaling.fit(data)")
@@ -85,6 +84,11 @@ def denoising_error(
     return measured_error(
         reverse, events, key, num_levels, num_samples, num_knots, scaling
     )
+
+
+def checked_knots(caller: str, name: str, value: Any) -> int:
+    """A number of knots: none, or at least 2."""
+    return checked_integer(caller, name, value, 2) if value != 0 else 0
 
 
 def measured_error(

@@ -35,7 +35,7 @@ from numpyro_diffusion.training.checks import (
     check_losses,
     checked_scaling,
 )
-from numpyro_diffusion.training.error import measured_error
+from numpyro_diffusion.training.error import checked_knots, measured_error
 from numpyro_diffusion.training.events import Events
 from numpyro_diffusion.training.identity import (
     facts,
@@ -169,8 +169,7 @@ def fit(
     ema_decay = checked_share("fit", "ema_decay", ema_decay)
     fraction = checked_share("fit", "validation_fraction", validation_fraction)
     num_error_levels = checked_integer("fit", "num_error_levels", num_error_levels)
-    if num_error_knots != 0:
-        num_error_knots = checked_integer("fit", "num_error_knots", num_error_knots, 2)
+    num_error_knots = checked_knots("fit", "num_error_knots", num_error_knots)
     steps_per_call = checked_integer("fit", "steps_per_call", steps_per_call)
     device_bytes = checked_integer("fit", "device_bytes", device_bytes, 0, 2**63)
     checkpoint_every = checked_integer("fit", "checkpoint_every", checkpoint_every)
