@@ -44,6 +44,7 @@ def main(
     num_test: int = 10_000,
     num_two_sample: int = 2000,
     error_knots: int = 0,
+    error_components: int = 128,
     out: str = "out",
     progress_bar: bool = True,
 ) -> dict:
@@ -66,6 +67,7 @@ def main(
         checkpoint=target / f"mnist-{num_steps}.checkpoint",
         checkpoint_every=250,
         num_error_knots=error_knots,
+        num_error_components=error_components,
         progress_bar=progress_bar,
     )
     minutes = (time.perf_counter() - start) / 60

@@ -126,6 +126,7 @@ row(
     num_levels=2,
     num_samples=2,
     num_knots=2,
+    num_components=1,
 )
 row(
     "fit",
@@ -180,6 +181,8 @@ row("guidance.ConstantGuide", moved)
 row("guidance.TemperedGuide", moved)
 row("guidance.ExpectedGuide", moved, matching=nd.guidance.MomentMatching())
 row("guidance.Diagonal")
+row("guidance.Measured")
+row("guidance.Entrywise", lambda c: c(X[None, None]), variance=jnp.ones(2))
 row("guidance.Isotropic", None, ("error",), error=ERROR)
 row("guidance.Tweedie", lambda c: guided(nd.guidance.MomentMatching(c)), latest=0.9)
 row(
@@ -235,6 +238,7 @@ row(
     model=model,
     num_particles=2,
     independent_every=2,
+    refresh_share=0.5,
 )
 row(
     "infer.ParticleIndependence",

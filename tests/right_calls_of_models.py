@@ -69,13 +69,19 @@ for _forward, _x in ((FORWARD, X), (BITS, Z)):
     row(f"{_name}.posterior", call=_forward.posterior, **_of)
 row(
     "DenoisingError",
-    lambda e: (e(SCHEDULE, 0.5), e.given(SCHEDULE, X, 0.5)),
-    ("knots", "table"),
+    lambda e: (
+        e(SCHEDULE, 0.5),
+        e.given(SCHEDULE, X, 0.5),
+        e.covariance(SCHEDULE, 0.5),
+    ),
+    ("knots", "table", "components"),
     times=ERROR.times,
     values=ERROR.values,
     knots=jnp.array([-1.0, 1.0]),
     table=jnp.array([[0.1, 0.2], [0.2, 0.3]]),
+    components=nd.ErrorComponents(jnp.eye(2)[:1], jnp.array([[0.1], [0.3]])),
 )
+row("ErrorComponents", directions=jnp.eye(2)[:1], variances=jnp.array([[0.1], [0.3]]))
 row("DataPrediction")
 row("LogitPrediction")
 row("VelocityPrediction")

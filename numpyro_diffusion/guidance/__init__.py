@@ -53,7 +53,9 @@ from numpyro_diffusion.guidance.chain import draw_stack, guided_sample
 from numpyro_diffusion.guidance.covariance import (
     AbstractCovariance,
     Diagonal,
+    Entrywise,
     Isotropic,
+    Measured,
     Tweedie,
 )
 from numpyro_diffusion.guidance.dps import DPS
@@ -78,10 +80,12 @@ __all__ = [
     "Averaged",
     "ConstantGuide",
     "Diagonal",
+    "Entrywise",
     "ExpectedGuide",
     "Isotropic",
     "LogLikelihood",
     "MeanShift",
+    "Measured",
     "ModelLikelihood",
     "MomentMatching",
     "Product",

@@ -2,7 +2,6 @@
 
 import abc
 from collections.abc import Callable
-from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -14,17 +13,32 @@ from numpyro_diffusion.checks import checked_instance, checked_share
 from numpyro_diffusion.guidance.base import Time, entry_variances, step_stack
 from numpyro_diffusion.reverse import AbstractReverse, DenoisingError, ReverseStep
 
-__all__ = ["AbstractCovariance", "Diagonal", "Isotropic", "Tweedie"]
+__all__ = [
+    "AbstractCovariance",
+    "Diagonal",
+    "Entrywise",
+    "Isotropic",
+    "Measured",
+    "Tweedie",
+]
+
+
+class Entrywise(eqx.Module):
+    """A covariance that couples no entries.
+
+    Attributes:
+        variance: Of each entry of a stack, or one number for all.
+    """
+
+    variance: Float[Array, "..."]
+
+    def __call__(self, v: Float[Array, "P C *event"]) -> Float[Array, "P C *event"]:
+        """The covariance, applied to a stack."""
+        return self.variance * v
 
 
 class AbstractCovariance(eqx.Module):
-    """An approximation of the covariance of x_0 given x_t.
-
-    Attributes:
-        is_diagonal: Whether it couples no entries.
-    """
-
-    is_diagonal: ClassVar[bool] = False
+    """An approximation of the covariance of x_0 given x_t."""
 
     @abc.abstractmethod
     def step(
@@ -35,7 +49,11 @@ class AbstractCovariance(eqx.Module):
         t: Time,
         s: Time,
     ) -> tuple[ReverseStep, Callable[[Array], Array]]:
-        """The stack's untilted step, and a function that applies the covariance."""
+        """The stack's untilted step, and a function that applies the covariance.
+
+        What is `Entrywise`, or a `LowRankCovariance`, is known to be: determinants, and
+        equations where the data couple no entries either, then cost next to nothing.
+        """
 
     def check_reverse(self, reverse: AbstractReverse, caller: str) -> None:
         """Refuse a reverse process that does not tell this covariance.
@@ -49,6 +67,32 @@ class AbstractCovariance(eqx.Module):
         """
 
 
+class Measured(AbstractCovariance):
+    r"""What was measured: by components where they are there, else entry by entry.
+
+    With `AbstractReverse.covariance`, the errors of entries that go together are taken
+    together: what is seen of one tells of the others, and far more particles live through
+    the first, noisy part of the chain. Without it, `Diagonal`. Takes no derivative of the
+    network.
+    """
+
+    def step(
+        self,
+        reverse: AbstractReverse,
+        x_t: Float[Array, "P C *event"],
+        *,
+        t: Time,
+        s: Time,
+    ) -> tuple[ReverseStep, Callable[[Array], Array]]:
+        found = reverse.covariance(t)
+        if found is None:
+            return Diagonal().step(reverse, x_t, t=t, s=s)
+        return step_stack(reverse, x_t, t, s), found
+
+    def check_reverse(self, reverse: AbstractReverse, caller: str) -> None:
+        reverse.check_variance(caller)
+
+
 class Diagonal(AbstractCovariance):
     r"""The variance of each entry, as far as $\hat x_0$ tells it.
 
@@ -56,8 +100,6 @@ class Diagonal(AbstractCovariance):
     there is one, and else the same $r^2(t)$ for all entries. Takes no derivative of the
     network.
     """
-
-    is_diagonal: ClassVar[bool] = True
 
     def step(
         self,
@@ -69,7 +111,7 @@ class Diagonal(AbstractCovariance):
     ) -> tuple[ReverseStep, Callable[[Array], Array]]:
         step = step_stack(reverse, x_t, t, s)
         variance = entry_variances(reverse, step.x0_hat, t)
-        return step, lambda v: variance * v
+        return step, Entrywise(variance)
 
     def check_reverse(self, reverse: AbstractReverse, caller: str) -> None:
         reverse.check_variance(caller)
@@ -82,7 +124,6 @@ class Isotropic(AbstractCovariance):
         error: The measured $r^2(t)$; by default what the reverse process stores.
     """
 
-    is_diagonal: ClassVar[bool] = True
     error: DenoisingError | None = None
 
     def __check_init__(self) -> None:
@@ -103,7 +144,7 @@ class Isotropic(AbstractCovariance):
             variance = reverse.denoising_variance(t)
         else:
             variance = self.error(reverse.forward.schedule, t)
-        return step_stack(reverse, x_t, t, s), lambda v: variance * v
+        return step_stack(reverse, x_t, t, s), Entrywise(jnp.asarray(variance))
 
     def check_reverse(self, reverse: AbstractReverse, caller: str) -> None:
         if self.error is None:

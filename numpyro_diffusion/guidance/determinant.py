@@ -9,6 +9,8 @@ vector of no special kind tells whether it is there:
 
 - *Diagonal.* If V is diagonal and $H z = (H 1) \odot z$, then
   $\log\det = \sum_i \log(1 + v_i h_i)$.
+- *Directions.* If V has few directions beside a diagonal, and H is diagonal, the
+  determinant of a matrix with a row for each: see `common_directions`.
 - *Blocks.* V never couples the copies of a prior. If H does not either, d products with
   unit vectors, the same in all copies, give all blocks of d entries.
 - *Dense.* As many products as entries, where these are few.
@@ -34,11 +36,13 @@ from jaxtyping import Array, Bool, Float
 
 from numpyro_diffusion.guidance.base import dot, spread
 from numpyro_diffusion.guidance.choices import choose
+from numpyro_diffusion.guidance.common_directions import log_det_of_directions
 from numpyro_diffusion.guidance.diagonal import DiagonalCurvature, alike, generic
 from numpyro_diffusion.guidance.elimination import log_det_of_product
 from numpyro_diffusion.guidance.lanczos import quadratic_form
 from numpyro_diffusion.guidance.low_rank import log_det_within, range_of
 from numpyro_diffusion.guidance.newton import Problem, Values
+from numpyro_diffusion.reverse import LowRankCovariance
 
 __all__ = ["log_determinant"]
 
@@ -55,6 +59,7 @@ def log_determinant(
     here: Float[Array, "P C *event"],
     values: Values,
     diagonal: DiagonalCurvature | None = None,
+    directions: LowRankCovariance | None = None,
 ) -> Float[Array, " P"]:
     r"""$\log\det(I + H V)$ of each problem, H being the curvature at a value.
 
@@ -63,7 +68,8 @@ def log_determinant(
         max_iterations: Limit on Lanczos' iterations.
         here: The value.
         values: What else the problem depends on.
-        diagonal: H, if V is diagonal.
+        diagonal: H, if V is diagonal or has directions.
+        directions: V, if it is a diagonal and a few directions.
 
     Returns:
         At least 0: curvature that is negative, or no number, is left out: by itself where
@@ -80,7 +86,7 @@ def log_determinant(
     def by_structure() -> Array:
         if num_copies * size <= _MAX_DENSE:
             return _of_blocks(bend, covariance, here, 1)
-        is_diagonal = diagonal is not None
+        is_diagonal = diagonal is not None and directions is None
         return _large(problem, max_iterations, is_diagonal, here, values)
 
     def by_blocks() -> Array:
@@ -94,6 +100,12 @@ def log_determinant(
 
     if diagonal is None:
         return by_blocks()
+    if directions is not None:
+        return choose(
+            jnp.all(diagonal.is_all),
+            lambda: log_det_of_directions(diagonal.entries, directions),
+            by_blocks,
+        )
     variance = covariance(jnp.ones_like(here))
     of_entries = jnp.log1p(variance * diagonal.entries)
     return choose(

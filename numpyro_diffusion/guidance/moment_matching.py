@@ -23,11 +23,15 @@ from numpyro_diffusion.guidance.base import (
     spread,
     value_and_gradient,
 )
-from numpyro_diffusion.guidance.covariance import AbstractCovariance, Diagonal
+from numpyro_diffusion.guidance.covariance import (
+    AbstractCovariance,
+    Entrywise,
+    Measured,
+)
 from numpyro_diffusion.guidance.determinant import log_determinant
 from numpyro_diffusion.guidance.diagonal import diagonal_of
 from numpyro_diffusion.guidance.newton import Limits, Problem, Values, mode_preimage
-from numpyro_diffusion.reverse import AbstractReverse
+from numpyro_diffusion.reverse import AbstractReverse, LowRankCovariance
 
 __all__ = ["MomentMatching"]
 
@@ -60,7 +64,7 @@ class MomentMatching(AbstractGuidance):
     that know it well would be lost.
 
     Attributes:
-        covariance: `Diagonal()`, `Isotropic()` or `Tweedie()`.
+        covariance: `Measured()`, `Diagonal()`, `Isotropic()` or `Tweedie()`.
         max_iterations: Limit on the conjugate gradients of each Newton step. Who sets it
             low gets what they have come to by then: under a Gaussian likelihood, whose
             one step is not followed by another, draws that fit the data less well.
@@ -70,19 +74,19 @@ class MomentMatching(AbstractGuidance):
             x_t if V does, as Tweedie's, and above all on other latents, such as an unknown
             noise scale: without it particles with the least noise win each resampling.
             Exact if H couples no copies of events of at most 32 entries, or has at most 32
-            eigenvalues that are not zero, for diagonal V also if H is diagonal, and for
-            isotropic V if it is the same for all particles up to a factor; else up to what
-            a few random signs leave. It costs products with H, and with V if that is not
-            diagonal: as many as an event has entries, 32 at most, and four times
-            `max_iterations` where H has no structure; nothing where no twist is asked for,
-            as in `handlers.guide`. None is True, but for `ExpectedGuide`, which leaves it
-            out: the derivative is known only where H is diagonal or has small blocks, and
-            is not a number elsewhere.
+            eigenvalues that are not zero, for diagonal V and for measured components also
+            if H is diagonal, and for isotropic V if it is the same for all particles up to
+            a factor; else up to what a few random signs leave. It costs products with H,
+            and with V if that is not diagonal: as many as an event has entries, 32 at
+            most, and four times `max_iterations` where H has no structure; nothing where
+            no twist is asked for, as in `handlers.guide`. None is True, but for
+            `ExpectedGuide`, which leaves it out: the derivative is known only where H is
+            diagonal or has small blocks, and is not a number elsewhere.
 
     Source: Rozet et al. 2024, arXiv:2405.13712, for Gaussian likelihoods.
     """
 
-    covariance: AbstractCovariance = Diagonal()
+    covariance: AbstractCovariance = Measured()
     max_iterations: int = 32
     tolerance: float = 1e-4
     max_newton: int = 10
@@ -91,7 +95,7 @@ class MomentMatching(AbstractGuidance):
     def __check_init__(self) -> None:
         caller = "MomentMatching"
         checked_instance(
-            caller, "covariance", self.covariance, AbstractCovariance, "Diagonal()"
+            caller, "covariance", self.covariance, AbstractCovariance, "Measured()"
         )
         checked_integer(caller, "max_iterations", self.max_iterations)
         checked_integer(caller, "max_newton", self.max_newton, 0)
@@ -168,10 +172,11 @@ class MomentMatching(AbstractGuidance):
             jax.closure_convert(
                 lambda x, v: curvature(log_likelihood, x, v), x0_hat, x0_hat
             ),
-            jax.closure_convert(covariance, x0_hat),
+            jax.closure_convert(lambda v: covariance(v), x0_hat),
         ]
         functions, values = zip(*converted, strict=True)
-        is_diagonal = self.covariance.is_diagonal
+        is_diagonal = isinstance(covariance, Entrywise)
+        directions = covariance if isinstance(covariance, LowRankCovariance) else None
         problem, values = Problem(*functions, is_diagonal=is_diagonal), Values(*values)
         limits = Limits(self.max_iterations, self.tolerance, self.max_newton)
         preimage = mode_preimage(problem, limits, x0_hat, values)
@@ -189,6 +194,7 @@ class MomentMatching(AbstractGuidance):
                 self.max_iterations,
                 mode,
                 values,
-                diagonal if is_diagonal else None,
+                diagonal if is_diagonal or directions is not None else None,
+                directions,
             )
         return law, mode, variance, finite(log_twist)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from numpyro_diffusion.checks import checked_integer
+from numpyro_diffusion.checks import checked_integer, checked_share
 from numpyro_diffusion.guidance import AbstractGuidance
 from numpyro_diffusion.guidance.choices import choose
 from numpyro_diffusion.infer.conditional import ConditionalDraw
@@ -63,7 +63,8 @@ class ParticleGibbs(AbstractParticleKernel[ParticleGibbsState]):
     A sweep has two parts: the trajectory behind the current value is refreshed by
     proposals of the forward process, from several levels on (`refresh_path`), then
     conditional SMC draws a new trajectory towards the data (`conditional_smc`). Each calls
-    the network about once per particle and step. Every `independent_every`-th sweep ends
+    the network about once per particle and step; `refresh_share` says how much of the
+    first there is. Every `independent_every`-th sweep ends
     with a run of its own, taken by the ratio of evidences (`independent_smc`), which costs
     as much again and crosses to distant modes.
 
@@ -91,7 +92,11 @@ class ParticleGibbs(AbstractParticleKernel[ParticleGibbsState]):
             share of their number.
         independent_every: Every how many sweeps a run of its own is proposed; by default
             never. It is taken where the estimates of the evidence scatter by no more than
-            a few nats, which wants more particles than the sweeps do.
+            a few nats, which wants more particles than the sweeps do, or a prior with
+            measured components (`denoising_error(num_components=)`).
+        refresh_share: Network calls of the refresh, as a share of those of conditional
+            SMC. Where independent runs are taken often, they renew the noise as well, and
+            0 leaves more time for them.
 
     Raises:
         ValueError: A number is out of range; at `init`, the
@@ -126,8 +131,12 @@ class ParticleGibbs(AbstractParticleKernel[ParticleGibbsState]):
         guidance: AbstractGuidance | None = None,
         resample_below: float = 0.5,
         independent_every: SupportsIndex | None = None,
+        refresh_share: float = 1.0,
     ) -> None:
         super().__init__(model, site, num_particles, guidance, resample_below)
+        self._refresh_share = checked_share(
+            self._caller, "refresh_share", refresh_share
+        )
         if independent_every is not None:
             independent_every = checked_integer(
                 self._caller, "independent_every", independent_every
@@ -168,6 +177,7 @@ class ParticleGibbs(AbstractParticleKernel[ParticleGibbsState]):
         self, key: Array, problem: Problem, state: ParticleGibbsState
     ) -> ParticleGibbsState:
         refresh_key, run_key, jump_key = jax.random.split(key, 3)
+        num_steps = len(problem.grid) - 1
         path, ladder = refresh_along(
             refresh_key,
             problem.reverse,
@@ -175,9 +185,10 @@ class ParticleGibbs(AbstractParticleKernel[ParticleGibbsState]):
             problem.grid,
             self._num_particles,
             state.ladder,
+            round(self._refresh_share * num_steps),
         )
         tunes = state.num_sweeps < state.num_warmup
-        new = tuned(ladder, len(problem.grid) - 1)
+        new = tuned(ladder, num_steps)
         chances = jnp.where(tunes, new.chances, ladder.chances)
         draw = self._conditional(run_key, problem, path)
         moved, jumped = draw.moved, state.jumped

@@ -82,8 +82,9 @@ def refresh_along(
     grid: Float[Array, " num_times"],
     num_paths: int,
     ladder: RefreshLadder,
+    num_calls: int | None = None,
 ) -> tuple[Num[Array, "num_times P C *event"], RefreshLadder]:
-    """Passes at random levels, of as many network calls as one from the data makes.
+    """Passes at random levels.
 
     Args:
         key: Random key.
@@ -92,14 +93,19 @@ def refresh_along(
         grid: Times of the chain.
         num_paths: Trajectories that a pass chooses from, the current one included.
         ladder: Chances of the levels.
+        num_calls: Network calls per trajectory; by default as many as a pass from the data
+            makes. With none nothing is renewed.
 
     Returns:
         The new trajectories, and the ladder with its counts.
     """
     num_steps = len(grid) - 1
+    num_calls = num_steps if num_calls is None else num_calls
+    if num_calls == 0:
+        return path, ladder
     levels = jnp.asarray(refresh_levels(num_steps))
     found = refresh_suffixes(
-        key, reverse, path, grid, num_paths, levels, ladder.chances, num_steps
+        key, reverse, path, grid, num_paths, levels, ladder.chances, num_calls
     )
     taken = jnp.mean(found.taken, axis=2, dtype=ladder.taken.dtype).T
     counted = ladder._replace(

@@ -7,6 +7,7 @@ from numpyro_diffusion.reverse.base import (
     ReverseStep,
     unmeasured,
 )
+from numpyro_diffusion.reverse.components import ErrorComponents, LowRankCovariance
 from numpyro_diffusion.reverse.denoising import DenoisingReverse
 from numpyro_diffusion.reverse.error import DenoisingError
 from numpyro_diffusion.reverse.predictions import (
@@ -23,7 +24,9 @@ __all__ = [
     "DataPrediction",
     "DenoisingError",
     "DenoisingReverse",
+    "ErrorComponents",
     "LogitPrediction",
+    "LowRankCovariance",
     "ReverseStep",
     "VelocityPrediction",
     "analytic",

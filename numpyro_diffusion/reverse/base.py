@@ -30,6 +30,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num, PyTree
 
 from numpyro_diffusion.forward import AbstractForward
+from numpyro_diffusion.reverse.components import LowRankCovariance
 from numpyro_diffusion.reverse.error import DenoisingError
 
 __all__ = [
@@ -85,6 +86,10 @@ class AbstractReverse(eqx.Module):
             One number, or one per entry.
         """
         return self.denoising_variance(t)
+
+    def covariance(self, t: ArrayLike) -> LowRankCovariance | None:
+        """The covariance of x_0 given x_t, a mean over events, where one was measured."""
+        return None
 
     def law_given(
         self,
@@ -211,6 +216,11 @@ class AbstractTrainableReverse(AbstractReverse):
         if self.error is None or self.error.table is None:
             return self.denoising_variance(t)
         return self.error.given(self.forward.schedule, x0_hat, t)
+
+    def covariance(self, t: ArrayLike) -> LowRankCovariance | None:
+        if self.error is None:
+            return None
+        return self.error.covariance(self.forward.schedule, t)
 
     def check_data(self, caller: str, data: np.ndarray) -> None:
         """Refuse data that the process cannot learn from: see `AbstractForward.check`."""

@@ -7,8 +7,9 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from numpyro_diffusion.checks import checked_array, is_traced
+from numpyro_diffusion.checks import checked_array, checked_instance, is_traced
 from numpyro_diffusion.forward import AbstractSchedule
+from numpyro_diffusion.reverse.components import ErrorComponents, LowRankCovariance
 
 __all__ = ["DenoisingError"]
 
@@ -19,7 +20,8 @@ class DenoisingError(eqx.Module):
     $r^2(t)$ is one number per noise level. A `table` tells more: what the error of an
     entry is where a given value was predicted for it. Of an image that is nearly black
     and white, most entries are known long before the last of them; with one number for
-    all, a step is too wide for these and too narrow for the others.
+    all, a step is too wide for these and too narrow for the others. `components` tell what
+    entries have in common: see `ErrorComponents`.
 
     Between the levels the ratio of the error to the noise share is interpolated linearly:
     it is smooth, and it lets the error vanish at the data end as it must. Between the
@@ -31,12 +33,13 @@ class DenoisingError(eqx.Module):
         knots: Increasing predicted values, shape (num_knots,), in data units; or None.
         table: The mean squared error of entries at these times that were predicted to be
             near these values, shape (num_levels, num_knots); or None.
+        components: The error along directions, at these times; or None.
 
     Raises:
         TypeError: One of them is not an array of real numbers.
         ValueError: They are not of these shapes, times or knots do not increase, times lie
-            outside of (0, 1], an error is negative or not finite, or only one of `knots`
-            and `table` is there.
+            outside of (0, 1], an error is negative or not finite, only one of `knots` and
+            `table` is there, or the components are of another number of levels.
 
     Source: Bao et al. 2022, arXiv:2206.07309, section 3: the best variance of each entry
     of a step is the expected squared error given x_t; they predict it by a network, here
@@ -47,6 +50,7 @@ class DenoisingError(eqx.Module):
     values: Float[Array, " num_levels"]
     knots: Float[Array, " num_knots"] | None = None
     table: Float[Array, "num_levels num_knots"] | None = None
+    components: ErrorComponents | None = None
 
     def __check_init__(self) -> None:
         caller = "DenoisingError"
@@ -60,6 +64,7 @@ class DenoisingError(eqx.Module):
                 f"{jnp.shape(self.times)} and {jnp.shape(self.values)}."
             )
         self._check_table(caller)
+        self._check_components(caller)
         if not is_traced(self.times):
             times = np.asarray(self.times)
             if not (times[0] > 0.0 and times[-1] <= 1.0 and np.all(np.diff(times) > 0)):
@@ -95,6 +100,23 @@ class DenoisingError(eqx.Module):
         if not is_traced(self.knots) and np.any(np.diff(np.asarray(self.knots)) <= 0.0):
             raise ValueError(f"{caller}: knots must increase, got {self.knots}.")
 
+    def _check_components(self, caller: str) -> None:
+        if self.components is None:
+            return
+        checked_instance(
+            caller,
+            "components",
+            self.components,
+            ErrorComponents,
+            "denoising_error(..., num_components=64).components",
+        )
+        num_levels = len(self.components.variances)
+        if num_levels != len(self.times):
+            raise ValueError(
+                f"{caller}: components must have variances at each of the "
+                f"{len(self.times)} times, got {num_levels} levels."
+            )
+
     def __call__(self, schedule: AbstractSchedule, t: ArrayLike) -> Float[Array, ""]:
         """$r^2(t)$."""
         ratios = self.values / schedule.noise(self.times)
@@ -125,3 +147,11 @@ class DenoisingError(eqx.Module):
         at_level = jax.vmap(lambda c: jnp.interp(t, self.times, c), 1)(ratios)
         row = (schedule.noise(t) * at_level).astype(x0_hat.dtype)
         return jnp.interp(x0_hat, self.knots.astype(x0_hat.dtype), row)
+
+    def covariance(
+        self, schedule: AbstractSchedule, t: ArrayLike
+    ) -> LowRankCovariance | None:
+        """The covariance of x_0 given x_t, if components were measured."""
+        if self.components is None:
+            return None
+        return self.components.covariance(schedule, t, self.times, self.values)

@@ -21,6 +21,7 @@ from numpyro.distributions import constraints
 
 from numpyro_diffusion.forward import AbstractSchedule, GaussianForward
 from numpyro_diffusion.reverse.base import AbstractReverse, ReverseStep
+from numpyro_diffusion.reverse.components import LowRankCovariance
 
 __all__ = ["JointReverse"]
 
@@ -96,6 +97,26 @@ class JointReverse(AbstractReverse):
             return jnp.broadcast_to(part.entry_variance(x0, t), x0.shape)
 
         return self.joined(self._of_parts(of_part, x0_hat))
+
+    def covariance(self, t: ArrayLike) -> LowRankCovariance | None:
+        """Each part's own, and nothing between copies and sites; None if none has any."""
+        if all(part.covariance(t) is None for part in self.parts):
+            return None
+        rest, rows, excess, place = [], [], [], 0
+        for part, shape, size in zip(self.parts, self.copies, self._sizes, strict=True):
+            found, num_copies = part.covariance(t), shape[0]
+            own = part.denoising_variance(t) if found is None else found.rest
+            rest.append(jnp.broadcast_to(own, shape).reshape(-1))
+            if found is not None:
+                flat = found.directions.reshape(len(found.excess), -1)
+                of_part = jnp.kron(jnp.eye(num_copies, dtype=flat.dtype), flat)
+                ends = (place, self.size - place - size)
+                rows.append(jnp.pad(of_part, ((0, 0), ends)))
+                excess.append(jnp.tile(found.excess, num_copies))
+            place += size
+        return LowRankCovariance(
+            jnp.concatenate(rest), jnp.concatenate(rows), jnp.concatenate(excess)
+        )
 
     def check_width(self, caller: str) -> None:
         for part in self.parts:

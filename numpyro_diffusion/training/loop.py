@@ -35,6 +35,7 @@ from numpyro_diffusion.training.checks import (
     check_losses,
     checked_scaling,
 )
+from numpyro_diffusion.training.directions import principal_directions
 from numpyro_diffusion.training.error import checked_knots, measured_error
 from numpyro_diffusion.training.events import Events
 from numpyro_diffusion.training.identity import (
@@ -96,6 +97,7 @@ def fit(
     validation_fraction: float = 0.1,
     num_error_levels: int = 50,
     num_error_knots: int = 0,
+    num_error_components: int = 0,
     steps_per_call: int = 50,
     device_bytes: int = 2**30,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -129,6 +131,9 @@ def fit(
             network's units.
         num_error_knots: Number of predicted values for which it is measured apart, as
             `denoising_error` does with `num_knots`; none by default.
+        num_error_components: Number of principal components of the events that are
+            trained on, along which it is measured, as `denoising_error` does with
+            `num_components`; none by default. A function's are those of `validation`.
         steps_per_call: Steps fused into one compiled call. Use 1 on CPUs for a network
             that calls `jax.lax.conv_general_dilated` itself, whose gradient is slow
             inside compiled loops there; this library's networks have no such limit.
@@ -170,6 +175,9 @@ def fit(
     fraction = checked_share("fit", "validation_fraction", validation_fraction)
     num_error_levels = checked_integer("fit", "num_error_levels", num_error_levels)
     num_error_knots = checked_knots("fit", "num_error_knots", num_error_knots)
+    num_error_components = checked_integer(
+        "fit", "num_error_components", num_error_components, 0
+    )
     steps_per_call = checked_integer("fit", "steps_per_call", steps_per_call)
     device_bytes = checked_integer("fit", "device_bytes", device_bytes, 0, 2**63)
     checkpoint_every = checked_integer("fit", "checkpoint_every", checkpoint_every)
@@ -210,6 +218,8 @@ def fit(
         }
         if num_error_knots:  # checkpoints of runs without them stay as they were
             settings["num_error_knots"] = num_error_knots
+        if num_error_components:
+            settings["num_error_components"] = num_error_components
         batch_shape = (source.batch_size, *shape)
         events = jax.ShapeDtypeStruct(batch_shape, source.dtype)
         identity = _identity(settings, optimizer, step, state, events)
@@ -241,6 +251,12 @@ def fit(
         num_error_levels,
         num_knots=num_error_knots,
         scaling=scaling,
+        directions=principal_directions(
+            trained,
+            train if isinstance(train, Events) else held_out,
+            num_error_components,
+            scaling,
+        ),
     )
     return FitResult(trained.with_error(error), losses, scaling)
 

@@ -60,6 +60,13 @@ KERNELS = {
     "every-second-sweep": lambda num: nd.infer.ParticleGibbs(
         plated_model, num_particles=num, guidance=UNTWISTED, independent_every=2
     ),
+    "every-sweep-in-place-of-refreshes": lambda num: nd.infer.ParticleGibbs(
+        plated_model,
+        num_particles=num,
+        guidance=UNTWISTED,
+        independent_every=1,
+        refresh_share=0.0,
+    ),
 }
 
 
@@ -170,6 +177,21 @@ def test_progress_line_names_what_was_taken():
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=f"ParticleIndependence: {message}"):
         nd.infer.ParticleIndependence(plated_model, **arguments)
+
+
+def test_without_refreshes_none_is_tried():
+    kernel = nd.infer.ParticleGibbs(plated_model, num_particles=2, refresh_share=0.0)
+    mcmc = MCMC(kernel, num_warmup=1, num_samples=2, progress_bar=False)
+    mcmc.run(jax.random.key(0), Y)
+    np.testing.assert_array_equal(mcmc.last_state.ladder.tries, 0.0)
+    np.testing.assert_array_equal(mcmc.last_state.refreshed, 0.0)
+
+
+def test_a_share_is_one():
+    with pytest.raises(
+        ValueError, match=r"refresh_share must lie in \[0, 1\], got 2.0"
+    ):
+        nd.infer.ParticleGibbs(plated_model, refresh_share=2.0)
 
 
 def test_a_number_of_sweeps_is_positive():
