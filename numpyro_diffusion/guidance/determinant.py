@@ -101,9 +101,11 @@ def log_determinant(
     if diagonal is None:
         return by_blocks()
     if directions is not None:
+        inverse = values.inverse
+        assert inverse is not None  # made where V has directions
         return choose(
             jnp.all(diagonal.is_all),
-            lambda: log_det_of_directions(diagonal.entries, directions),
+            lambda: log_det_of_directions(diagonal.entries, directions, inverse),
             by_blocks,
         )
     variance = covariance(jnp.ones_like(here))

@@ -23,6 +23,7 @@ from numpyro_diffusion.guidance.base import (
     spread,
     value_and_gradient,
 )
+from numpyro_diffusion.guidance.common_directions import inverse_where_alike
 from numpyro_diffusion.guidance.covariance import (
     AbstractCovariance,
     Entrywise,
@@ -174,10 +175,16 @@ class MomentMatching(AbstractGuidance):
             ),
             jax.closure_convert(lambda v: covariance(v), x0_hat),
         ]
-        functions, values = zip(*converted, strict=True)
+        functions, closed_over = zip(*converted, strict=True)
         is_diagonal = isinstance(covariance, Entrywise)
+        problem = Problem(*functions, is_diagonal=is_diagonal)
+        values = Values(*closed_over)
         directions = covariance if isinstance(covariance, LowRankCovariance) else None
-        problem, values = Problem(*functions, is_diagonal=is_diagonal), Values(*values)
+        if directions is not None:
+            bend = lambda v: problem.bend(x0_hat, v, *values.bend)
+            found = diagonal_of(bend, x0_hat)
+            inverse = inverse_where_alike(found.entries, found.is_all, directions)
+            values = values._replace(inverse=inverse)
         limits = Limits(self.max_iterations, self.tolerance, self.max_newton)
         preimage = mode_preimage(problem, limits, x0_hat, values)
         shift = problem.covariance(preimage, *values.covariance)

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from numpyro_diffusion.guidance.base import dot, spread
+from numpyro_diffusion.guidance.common_directions import Inverse
 from numpyro_diffusion.guidance.diagonal import diagonal_of
 
 __all__ = ["Limits", "Problem", "Values", "mode_preimage"]
@@ -99,11 +100,16 @@ class Problem(NamedTuple):
 
 
 class Values(NamedTuple):
-    """What else the functions of a `Problem` depend on, each its own."""
+    """What else the functions of a `Problem` depend on, each its own.
+
+    Attributes:
+        inverse: Of I + H V near the mean, if V has few directions beside a diagonal.
+    """
 
     likelihood: list
     bend: list
     covariance: list
+    inverse: Inverse | None = None
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
@@ -145,6 +151,7 @@ def mode_preimage(
             covariance,
             bent,
             problem.is_diagonal,
+            values.inverse,
             limits,
         )
         size, value, gradient = _step_size(at, here, state, preimage, shift)
@@ -238,7 +245,9 @@ def _jvp(
     # the curvature is constant (JAX 0.10).
     bent = lambda v: -jax.jvp(gradient, (mode,), (v,))[1] + 0.0 * mode * v
     covariance = lambda v: problem.covariance(v, *values.covariance)
-    return preimage, _solve(change, covariance, bent, problem.is_diagonal, limits)
+    return preimage, _solve(
+        change, covariance, bent, problem.is_diagonal, values.inverse, limits
+    )
 
 
 def _solve(
@@ -246,12 +255,15 @@ def _solve(
     covariance: Callable[[Array], Array],
     curvature: Callable[[Array], Array],
     is_diagonal: bool,
+    inverse: Inverse | None,
     limits: Limits,
 ) -> Float[Array, "P C *event"]:
     r"""Solve $(I + H V)\, u = b$, differentiably in all that is in it."""
 
     def solve(_: Callable, b: Array) -> Array:
-        return _conjugate_gradients(b, covariance, curvature, is_diagonal, limits)[0]
+        return _conjugate_gradients(
+            b, covariance, curvature, is_diagonal, inverse, limits
+        )[0]
 
     def transpose_solve(_: Callable, b: Array) -> Array:
         return b - covariance(solve(_, curvature(b)))
@@ -265,21 +277,22 @@ def _conjugate_gradients(
     covariance: Callable[[Array], Array],
     curvature: Callable[[Array], Array],
     is_diagonal: bool,
+    inverse: Inverse | None,
     limits: Limits,
 ) -> tuple[Float[Array, "P C *event"], Float[Array, "P C *event"]]:
     r"""Solve $(V^{-1} + H)\, \delta = g$ for each problem.
 
     Preconditioned with V, or with $(V^{-1} + H)^{-1}$ itself where neither V nor H couples
-    entries. V is never inverted: beside each direction p its preimage $V^{-1} p$ is
-    carried. Returns $V^{-1} \delta$ and $\delta$. Where already the first direction has no
-    positive curvature, it is what is returned.
+    entries, or where the inverse is known. V is never inverted: beside each direction p its
+    preimage $V^{-1} p$ is carried. Returns $V^{-1} \delta$ and $\delta$. Where already the
+    first direction has no positive curvature, it is what is returned.
     """
-    narrowed = jnp.ones_like(gradient)
-    if is_diagonal:
-        found = diagonal_of(curvature, gradient)
-        entries = jnp.where(spread(found.is_all, gradient), found.entries, 0.0)
-        narrowed = 1.0 / (1.0 + covariance(entries))
-    preconditioned = lambda v: (covariance(narrowed * v), narrowed * v)
+    narrow = _narrowing(gradient, covariance, curvature, is_diagonal, inverse)
+
+    def preconditioned(v: Array) -> tuple[Array, Array]:
+        preimage = narrow(v)
+        return covariance(preimage), preimage
+
     image, preimage = preconditioned(gradient)
     size = dot(gradient, image)
     goal = limits.tolerance**2 * size
@@ -318,3 +331,19 @@ def _conjugate_gradients(
     )
     end = jax.lax.while_loop(running, iterate, start)
     return end.solution, end.shift
+
+
+def _narrowing(
+    like: Float[Array, "P C *event"],
+    covariance: Callable[[Array], Array],
+    curvature: Callable[[Array], Array],
+    is_diagonal: bool,
+    inverse: Inverse | None,
+) -> Callable[[Array], Array]:
+    """Applies the inverse of I + H V where it is known or cheap; else it does nothing."""
+    if not is_diagonal:
+        return (lambda v: v) if inverse is None else inverse
+    found = diagonal_of(curvature, like)
+    entries = jnp.where(spread(found.is_all, like), found.entries, 0.0)
+    narrowed = 1.0 / (1.0 + covariance(entries))
+    return lambda v: narrowed * v

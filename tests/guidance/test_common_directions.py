@@ -5,7 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from numpyro_diffusion.guidance.common_directions import log_det_of_directions
+from numpyro_diffusion.guidance.common_directions import (
+    inverse_where_alike,
+    log_det_of_directions,
+)
 from numpyro_diffusion.reverse import LowRankCovariance
 
 RNG = np.random.default_rng(0)
@@ -38,7 +41,10 @@ def test_it_is_that_of_the_whole_matrix(name, rest):
     covariance = LowRankCovariance(
         jnp.asarray(rest), jnp.asarray(DIRECTIONS), jnp.asarray(EXCESS)
     )
-    found = jax.jit(log_det_of_directions)(jnp.asarray(h), covariance)
+    inverse = inverse_where_alike(
+        jnp.asarray(h), jnp.ones(3, bool)[: len(h)], covariance
+    )
+    found = jax.jit(log_det_of_directions)(jnp.asarray(h), covariance, inverse)
     expected = [sum(whole(rest, of_copy) for of_copy in problem) for problem in h]
     np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-10)
 
@@ -49,5 +55,54 @@ def test_events_keep_their_shape():
         jnp.asarray(DIRECTIONS.reshape(NUM, 3, 4)),
         jnp.asarray(EXCESS),
     )
-    found = log_det_of_directions(jnp.asarray(MASK.reshape(1, 1, 3, 4)), covariance)
+    h = jnp.asarray(MASK.reshape(1, 1, 3, 4))
+    inverse = inverse_where_alike(h, jnp.array([True]), covariance)
+    found = log_det_of_directions(h, covariance, inverse)
     np.testing.assert_allclose(found, whole(0.2, MASK), rtol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("h", "is_inverse"),
+    [
+        (np.stack([MASK[None]] * 3), True),
+        (np.stack([np.stack([0 * MASK, MASK])] * 2), True),
+        (CURVATURES["each its own"], False),
+        (CURVATURES["one noise"], False),
+    ],
+)
+def test_the_inverse_is_that_of_the_whole_matrix_where_all_are_alike(h, is_inverse):
+    rest = np.linspace(0.1, 1.0, SIZE)
+    covariance = LowRankCovariance(
+        jnp.asarray(rest), jnp.asarray(DIRECTIONS), jnp.asarray(EXCESS)
+    )
+    v = RNG.normal(size=h.shape)
+    apply = inverse_where_alike(jnp.asarray(h), jnp.ones(len(h), bool), covariance)
+    whole_v = np.diag(rest) + (DIRECTIONS.T * EXCESS) @ DIRECTIONS
+    for problem, curvature in enumerate(h):
+        for copy, of_copy in enumerate(curvature):
+            expected = v[problem, copy]
+            if is_inverse:
+                matrix = np.eye(SIZE) + np.diag(of_copy) @ whole_v
+                expected = np.linalg.solve(matrix, expected)
+            found = apply(jnp.asarray(v))[problem, copy]
+            np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_curvature_that_couples_entries_is_left_to_conjugate_gradients():
+    covariance = LowRankCovariance(
+        jnp.array(0.2), jnp.asarray(DIRECTIONS), jnp.asarray(EXCESS)
+    )
+    h = jnp.asarray(np.stack([MASK[None]] * 2))
+    apply = inverse_where_alike(h, jnp.array([True, False]), covariance)
+    np.testing.assert_array_equal(apply(h), h)
+
+
+def test_an_inverse_of_other_curvature_tells_no_determinant():
+    covariance = LowRankCovariance(
+        jnp.array(0.2), jnp.asarray(DIRECTIONS), jnp.asarray(EXCESS)
+    )
+    h = jnp.asarray(np.stack([MASK[None]] * 2))
+    inverse = inverse_where_alike(h, jnp.ones(2, bool), covariance)
+    assert bool(inverse.is_one)
+    found = log_det_of_directions(3.0 * h, covariance, inverse)
+    np.testing.assert_allclose(found, whole(0.2, 3.0 * MASK), rtol=1e-8)
