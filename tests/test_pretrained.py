@@ -56,3 +56,10 @@ def test_other_names_are_refused():
             ValueError, match=r"name must be one of \['digits', 'mnist'\], got 'c"
         ):
             function("cats")
+
+
+def test_the_mnist_prior_brings_its_components():
+    components = nd.load_pretrained("mnist").reverse.error.components
+    assert components.directions.shape == (128, 28, 28)
+    # At full noise the error is the variance of the data: the first is of whole strokes.
+    assert components.variances[-1, 0] > 20.0 * components.variances[-1, -1]

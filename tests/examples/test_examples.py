@@ -34,6 +34,7 @@ def test_every_example_is_tested():
         "count_photons",
         "deblur_digits",
         "inpaint_digits",
+        "inpaint_mnist",
         "mnist_classes",
         "separate_digits",
         "train_digits",
@@ -55,6 +56,26 @@ def test_inpaint_digits(tmp_path, capsys):
     assert idata.posterior["x"].dims[2:] == ("digit", "row", "column")
     assert "noise scale: 95 % interval" in capsys.readouterr().out
     for name in ("inpaint_digits.png", "inpaint_digits.nc"):
+        assert (tmp_path / name).stat().st_size > 1000
+
+
+@pytest.mark.gate
+@pytest.mark.filterwarnings("ignore:There are not enough devices")
+def test_inpaint_mnist(tmp_path, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    idata = load_example("inpaint_mnist").main(
+        num_warmup=2,
+        num_samples=4,
+        num_chains=1,
+        num_particles=2,
+        chain_steps=2,
+        out=tmp_path,
+    )
+    assert idata.posterior["x"].shape == (1, 4, 1, 28, 28)
+    printed = capsys.readouterr().out
+    assert "noise scale: 95 % interval" in printed
+    assert "of the whole runs were taken" in printed
+    for name in ("inpaint_mnist.png", "inpaint_mnist.nc"):
         assert (tmp_path / name).stat().st_size > 1000
 
 
