@@ -52,7 +52,7 @@ class Sizes(NamedTuple):
     smc_particles: int = 256
     split_warmup: int = 200
     split_sweeps: int = 400
-    flow_steps: int = 8
+    flow_steps: int = 16
     flow_warmup: int = 150
     flow_draws: int = 150
 

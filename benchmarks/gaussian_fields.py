@@ -22,6 +22,8 @@ from jaxtyping import Array
 import numpyro_diffusion as nd
 
 LENGTH, TRUE_SCALE, SCALE_PRIOR = 3.0, 0.3, 1.0
+# Components of the denoising error, as `fit` would measure them: all of a small field's.
+MAX_COMPONENTS = 512
 
 
 def spectrum(side: int) -> np.ndarray:
@@ -44,6 +46,23 @@ class Filter(eqx.Module):
         return jnp.fft.irfft2(gain * jnp.fft.rfft2(x), x.shape)
 
 
+def largest_modes(side: int, num: int) -> tuple[np.ndarray, np.ndarray]:
+    """Real Fourier modes of most variance, of length one, and their variances."""
+    variances, half, found = spectrum(side), side // 2, []
+    for i, j in np.ndindex(side, half + 1):
+        if j in (0, half) and i > half:
+            continue  # the conjugate of one that is there
+        is_real = i in (0, half) and j in (0, half)
+        found += [(variances[i, j], i, j, v) for v in ([1.0] if is_real else [1, 1j])]
+    found = sorted(found, key=lambda mode: -mode[0])[:num]
+    coefficients = np.zeros((len(found), side, half + 1), complex)
+    for row, (_, i, j, value) in enumerate(found):
+        coefficients[row, i, j] = value
+    modes = np.fft.irfft2(coefficients, (side, side))
+    modes /= np.sqrt(np.sum(modes**2, axis=(1, 2), keepdims=True))
+    return modes, np.array([mode[0] for mode in found])
+
+
 def make_prior(side: int, num_steps: int) -> nd.DiffusionPrior:
     """The field as it would be with a trained network of no error."""
     forward = nd.GaussianForward(nd.schedules.cosine())
@@ -56,12 +75,17 @@ def make_prior(side: int, num_steps: int) -> nd.DiffusionPrior:
     doubled[:, [0, -1]] = 1.0
     left = doubled * modes * noise / (kept * modes + noise)
     values = left.sum((1, 2)) / side**2
+    directions, along = largest_modes(side, min(side**2, MAX_COMPONENTS))
+    along = along * noise[:, :, 0] / (kept[:, :, 0] * along + noise[:, :, 0])
+    single = lambda values: jnp.asarray(values, jnp.float32)
     reverse = nd.DenoisingReverse(
         forward,
-        Filter(forward.schedule, jnp.asarray(modes, jnp.float32)),
+        Filter(forward.schedule, single(modes)),
         nd.DataPrediction(),
         nd.DenoisingError(
-            jnp.asarray(times, jnp.float32), jnp.asarray(values, jnp.float32)
+            single(times),
+            single(values),
+            components=nd.ErrorComponents(single(directions), single(along)),
         ),
     )
     return nd.DiffusionPrior(reverse, (side, side), num_steps)

@@ -51,9 +51,11 @@ __all__ = ["ProbabilityFlow"]
 class ProbabilityFlow(eqx.Module):
     r"""How the flow is solved: a Runge-Kutta method on a fixed grid of angles.
 
-    The grid is quadratic in the step number, finest near the data where the flow bends
-    most. A fixed grid gives each event the same answer whatever it is batched with, and
-    a density that is smooth in x.
+    The grid is fine at both ends, where the flow bends most: with s the share of the steps
+    it is $s^2 (2 - s^2)$ of the way from the data to the noise. Near the data it is narrow
+    modes that bend it, near the noise the directions in which data vary far more than in
+    others, as images and fields do. A fixed grid gives each event the same answer whatever
+    it is batched with, and a density that is smooth in x.
 
     Attributes:
         num_steps: Steps of the solver.
@@ -72,8 +74,8 @@ class ProbabilityFlow(eqx.Module):
         data_scale: Standard deviation of the data, in the units that the network sees.
 
     Error: of the solver's order in the step; of order `angle_min`$^2$ at the data side.
-    With data of standard deviation 10 and `data_scale` left at 1, twenty steps of Heun's
-    method carry most events to a wrong mode. Hutchinson's divergence is unbiased over
+    With data of standard deviation 10 and `data_scale` left at 1, modes take far more
+    steps than with 10. Hutchinson's divergence is unbiased over
     seeds; its error for one seed shrinks as 1 / sqrt(num_probes).
     """
 
@@ -176,7 +178,9 @@ class ProbabilityFlow(eqx.Module):
         last = reverse.forward.schedule.angle(1.0)
         angle_max = jnp.arctan2(jnp.sin(last), self.data_scale * jnp.cos(last))
         share = jnp.arange(self.num_steps + 1) / self.num_steps
-        angles = self.angle_min + (angle_max - self.angle_min) * share**2
+        # Quadratic at both ends: see the class.
+        place = share**2 * (2.0 - share**2)
+        angles = self.angle_min + (angle_max - self.angle_min) * place
         angles = angles[::-1] if to_data else angles
         angles = angles.astype(jax.tree.leaves(start)[0].dtype)
 
