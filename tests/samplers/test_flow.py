@@ -140,7 +140,8 @@ def test_directions_of_any_size_keep_their_deviation():
 def test_heun_is_the_textbook_method():
     """Against a loop in plain Python, over the equation of the module's docstring."""
     reverse, z, n = mixture(), jnp.array([0.4, -1.3]), 7
-    angles = [1e-3 + (math.pi / 2 - 1e-3) * (k / n) ** 2 for k in range(n, -1, -1)]
+    places = [(k / n) ** 2 * (2.0 - (k / n) ** 2) for k in range(n, -1, -1)]
+    angles = [1e-3 + (math.pi / 2 - 1e-3) * place for place in places]
 
     def slope(x, angle):
         x0_hat = reverse.denoise(x, 2.0 * angle / math.pi)
