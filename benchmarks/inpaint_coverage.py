@@ -1,0 +1,177 @@
+r"""Does the main example cover the truth? A hundred simulated problems.
+
+For each a noise scale and a digit are drawn from the model's priors, a third of the digit
+is hidden, and the joint posterior is drawn as `examples/inpaint_mnist.py` does it, by
+ParticleGibbs and NUTS from a guided draw. The posterior of a truth that came from the prior
+covers it at the nominal rate, and its rank among the draws is uniform: for the scale, for
+the ink of the hidden third, and for the ink that is seen. The control believes that the
+noise is half as much again as its scale says.
+
+    python benchmarks/inpaint_coverage.py             # half an hour on two cores
+    python benchmarks/inpaint_coverage.py --quick     # a minute, to see that it runs
+    python benchmarks/inpaint_coverage.py --write     # what is kept, to docs/
+"""
+
+import argparse
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from numpyro.infer import MCMC, NUTS, Gibbs, Predictive
+from record import machine, signature, today
+from scipy.stats import kstest
+from tqdm.auto import tqdm
+
+import numpyro_diffusion as nd
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "inpaint_coverage.json"
+DOCUMENT = HERE.parent / "docs" / "accuracy_inpainting.md"
+CHAIN_STEPS, NUM_PARTICLES, NUM_THREADS = 10, 12, 2
+COLUMN = np.arange(28)[None, :]
+SEEN = np.broadcast_to((COLUMN < 14) | (COLUMN >= 23), (28, 28))
+WAYS = {"as it is": 1.0, "noise half as much again (control)": 1.5}
+
+
+def model(prior: Any, factor: Any = 1.0, y: Any = None) -> None:
+    """A digit seen through the mask, in noise of unknown scale."""
+    sigma = numpyro.sample("sigma", dist.HalfNormal(0.5))
+    x = numpyro.sample("x", prior)
+    # `factor` is 1 but for the control.
+    pixel = dist.Normal(x, factor * sigma).mask(jnp.asarray(SEEN))
+    numpyro.sample("y", pixel.to_event(2), obs=y)
+
+
+def statistics(draws: dict[str, Any]) -> dict[str, jax.Array]:
+    """Numbers of each draw."""
+    x = draws["x"]
+    return {
+        "noise scale": draws["sigma"],
+        "hidden ink": jnp.sum(x * ~SEEN, (-1, -2)),
+        "seen ink": jnp.sum(x * SEEN, (-1, -2)),
+    }
+
+
+@eqx.filter_jit
+def simulate(prior: Any, key: Any) -> dict[str, jax.Array]:
+    """A truth and its data, from the model's priors."""
+    drawn = Predictive(model, num_samples=1)(key, prior)
+    return jax.tree.map(lambda a: a[0], drawn)
+
+
+@eqx.filter_jit
+def posterior(
+    prior: Any, key: Any, y: Any, factor: Any, num_warmup: int, num_samples: int
+) -> dict[str, jax.Array]:
+    """Statistics of the draws of one chain."""
+    start_key, chain_key = jax.random.split(key)
+    guided = Predictive(nd.handlers.guide(model), num_samples=1)
+    start = guided(start_key, prior, factor, y=y)
+    start = {name: start[name][0] for name in ("x", "sigma")}
+    marked = nd.handlers.diffusion_sites(model)
+    block = nd.infer.ParticleGibbs(
+        marked, num_particles=NUM_PARTICLES, independent_every=1, refresh_share=0.0
+    )
+    mcmc = MCMC(
+        Gibbs([(block, ["x"]), (NUTS(marked), None)]),
+        num_warmup=num_warmup,
+        num_samples=num_samples,
+        progress_bar=False,
+    )
+    mcmc.run(chain_key, prior, factor, y=y, init_params=start)
+    return statistics(mcmc.get_samples())
+
+
+def ranks(
+    factor: float, num_problems: int, num_warmup: int, num_samples: int
+) -> dict[str, np.ndarray]:
+    """Share of the draws below the truth, for each problem."""
+    shipped = nd.load_pretrained("mnist")
+    prior = nd.DiffusionPrior(
+        shipped.reverse, (28, 28), CHAIN_STEPS, scaling=shipped.scaling
+    )
+
+    def one(seed: int) -> dict[str, Any]:
+        truth_key, chain_key = jax.random.split(jax.random.key(seed))
+        truth = simulate(prior, truth_key)
+        found = posterior(
+            prior, chain_key, truth["y"], jnp.float32(factor), num_warmup, num_samples
+        )
+        true = statistics(truth)
+        return {name: float(jnp.mean(found[name] < true[name])) for name in true}
+
+    rows = [one(0)]  # compiled once, before there are threads
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        others = pool.map(one, range(1, num_problems))
+        rows += tqdm(others, total=num_problems - 1)
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+
+def summarise(shares: dict[str, np.ndarray]) -> dict[str, Any]:
+    """How many intervals hold the truth, and whether its ranks are uniform."""
+
+    def rate(found: np.ndarray, width: float) -> float:
+        return float(np.mean(np.abs(found - 0.5) < width / 2))
+
+    return {
+        name: {
+            "half": rate(found, 0.5),
+            "ninety": rate(found, 0.9),
+            "p": float(kstest(found, "uniform").pvalue),
+        }
+        for name, found in shares.items()
+    }
+
+
+def table(kept: dict[str, Any]) -> str:
+    """What is kept, as Markdown."""
+    lines = [
+        "| run | statistic | truths in the 50 % interval | in the 90 % interval | p of "
+        "ranks |",
+        "|---|---|---|---|---|",
+    ]
+    for way, row in kept.items():
+        for name, found in row["statistics"].items():
+            lines.append(
+                f"| {way} | {name} | {found['half']:.0%} | {found['ninety']:.0%} | "
+                f"{found['p']:.2g} |"
+            )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=list(WAYS))
+    options = parser.parse_args()
+    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    if options.write:
+        DOCUMENT.write_text(f"{table(kept)}\n\n{signature(kept.values())}")
+        return
+    sizes = (4, 2, 4) if options.quick else (100, 20, 100)
+    for way in options.ways:
+        began = time.perf_counter()
+        found = summarise(ranks(WAYS[way], *sizes))
+        kept[way] = {
+            "statistics": found,
+            "seconds": round(time.perf_counter() - began),
+            "date": today(),
+            "machine": machine(),
+        }
+        print(way, kept[way], flush=True)
+        if not options.quick:
+            RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+    print(table(kept))
+
+
+if __name__ == "__main__":
+    main()
