@@ -24,7 +24,7 @@ import argparse
 import functools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,10 +96,12 @@ class Sizes(NamedTuple):
     num_directions: int = 1000
     gibbs_chains: int = 4
     gibbs_warmup: int = 50
+    gibbs_steps: int = 100
     num_particles: int = 32
+    training_steps: int = 30_000
 
 
-QUICK = Sizes(2, 20, 50, 5, 5, 2, 10, 10, 5, 20, 2, 5, 4)
+QUICK = Sizes(2, 20, 50, 5, 5, 2, 10, 10, 5, 20, 2, 5, 10, 4, 20)
 
 
 class MixtureDenoiser(eqx.Module):
@@ -143,9 +145,10 @@ class Problem(NamedTuple):
     y: np.ndarray
 
     @classmethod
-    def draw(cls, seed: int, d: int, d_y: int) -> "Problem":
+    def draw(cls, seed: int, d: int, d_y: int, equal: bool = False) -> "Problem":
+        """A problem by its seed; components of equal weight, so that all share a prior."""
         rng = np.random.default_rng([seed, d, d_y])
-        weights = rng.standard_normal(25) ** 2
+        weights = np.ones(25) if equal else rng.standard_normal(25) ** 2
         weights /= weights.sum()
         ij = np.stack(np.meshgrid(np.arange(-2, 3), np.arange(-2, 3)), -1).reshape(
             25, 2
@@ -189,13 +192,21 @@ class Problem(NamedTuple):
         chosen = rng.choice(25, num, p=self.weights)
         return self.means[chosen] + rng.standard_normal((num, self.means.shape[1]))
 
-    def arguments(self, num_steps: int, data_scale: float = DATA_SCALE) -> tuple:
+    def arguments(
+        self, num_steps: int, data_scale: float = DATA_SCALE, learned: Any = None
+    ) -> tuple:
         """What the NumPyro model is called with.
 
         Args:
             num_steps: Of the chain.
             data_scale: What is one in the network's units.
+            learned: A reverse process in the exact one's place.
         """
+        if learned is not None:
+            scaling = nd.datasets.Scaling(0.0, data_scale)
+            shape = (self.means.shape[1],)
+            prior = nd.DiffusionPrior(learned, shape, num_steps, scaling=scaling)
+            return prior, jnp.asarray(self.operator), jnp.asarray(self.sigma)
         forward = nd.GaussianForward(nd.schedules.cosine())
         scaling = nd.datasets.Scaling(0.0, data_scale)
         denoiser = MixtureDenoiser(
@@ -310,8 +321,12 @@ def dps(key: jax.Array, problem: Problem, sizes: Sizes) -> Answer:
     return Answer(_guided(guidance, key, arguments, y, sizes.num_draws))
 
 
-@eqx.filter_jit
-def _gibbs(key: Any, starts: Any, arguments: tuple, y: Any, sizes: Sizes) -> Any:
+def _gibbs(key: Any, arguments: tuple, y: Any, sizes: Sizes) -> Any:
+    start_key, chain_key = jax.random.split(key)
+    guided = Predictive(
+        nd.handlers.guide(model, ISOTROPIC), num_samples=sizes.gibbs_chains
+    )
+    starts = {"x": guided(start_key, *arguments, y=y)["x"]}
     mcmc = MCMC(
         nd.infer.ParticleGibbs(
             model,
@@ -325,19 +340,51 @@ def _gibbs(key: Any, starts: Any, arguments: tuple, y: Any, sizes: Sizes) -> Any
         chain_method=jax.vmap,
         progress_bar=False,
     )
-    mcmc.run(key, *arguments, y=y, init_params=starts)
+    mcmc.run(chain_key, *arguments, y=y, init_params=starts)
     return mcmc.get_samples()["x"]
 
 
-def particle_gibbs(key: jax.Array, problem: Problem, sizes: Sizes) -> Answer:
-    """`ParticleGibbs`, four chains from guided draws; every fifth sweep a whole run."""
-    start_key, chain_key = jax.random.split(key)
-    arguments, y = problem.arguments(sizes.num_steps), jnp.asarray(problem.y)
-    guided = nd.handlers.guide(model, ISOTROPIC)
-    starts = nd.infer.initial_draws(
-        start_key, guided, sizes.gibbs_chains, *arguments, y=y
+def particle_gibbs(
+    keys: jax.Array, problems: Sequence[Problem], sizes: Sizes, learned: Any = None
+) -> list[Answer]:
+    """`ParticleGibbs` from guided draws, all problems side by side."""
+    stacked = jax.tree.map(
+        lambda *leaves: jnp.stack(leaves) if eqx.is_array(leaves[0]) else leaves[0],
+        *(
+            problem.arguments(sizes.gibbs_steps, learned=learned)
+            for problem in problems
+        ),
     )
-    return Answer(_gibbs(chain_key, starts, arguments, y, sizes))
+    ys = jnp.stack([jnp.asarray(problem.y) for problem in problems])
+    run = eqx.filter_jit(eqx.filter_vmap(functools.partial(_gibbs, sizes=sizes)))
+    return [Answer(draws) for draws in run(keys, stacked, ys)]
+
+
+@functools.cache
+def trained(d: int, sizes: Sizes) -> nd.DenoisingReverse:
+    """An MLP's denoiser of the mixture with equal weights."""
+    problem = Problem.draw(0, d, 1, equal=True)
+    scaling = nd.datasets.Scaling(0.0, DATA_SCALE)
+    data = problem.prior_draws(np.random.default_rng(2), 200_000)
+    network = nd.networks.MLP((d,), width=256, depth=4, key=jax.random.key(3))
+    reverse = nd.DenoisingReverse(
+        nd.GaussianForward(nd.schedules.cosine()), network, nd.VelocityPrediction()
+    )
+    return nd.fit(
+        reverse,
+        jnp.asarray(scaling.standardise(data)),
+        num_steps=sizes.training_steps,
+        batch_size=512,
+        key=jax.random.key(4),
+    ).reverse
+
+
+def particle_gibbs_learned(
+    keys: jax.Array, problems: Sequence[Problem], sizes: Sizes
+) -> list[Answer]:
+    """The same with a denoiser that was learned from draws."""
+    learned = trained(problems[0].means.shape[1], sizes)
+    return particle_gibbs(keys, problems, sizes, learned)
 
 
 @eqx.filter_jit
@@ -450,11 +497,21 @@ def flow_nuts_adapting(key: jax.Array, problem: Problem, sizes: Sizes) -> Answer
 
 
 class Row(NamedTuple):
-    """A method, and the dimensions it is run in."""
+    """A method, and the dimensions it is run in.
+
+    Attributes:
+        label: In the table.
+        method: Answers one problem, or all of them (`at_once`).
+        dims: That it is run in.
+        at_once: Problems are answered side by side, by one program.
+        equal: Their components have equal weights.
+    """
 
     label: str
-    method: Method
+    method: Callable[..., Any]
     dims: tuple[int, ...] = (8, 80)
+    at_once: bool = False
+    equal: bool = False
 
 
 ROWS = {
@@ -475,7 +532,17 @@ ROWS = {
     "smc_many": Row(
         "in standard units, 4000 particles for 1000 draws", smc_of(TWIST, 4)
     ),
-    "gibbs": Row("ParticleGibbs, 4 chains, 32 particles", particle_gibbs),
+    "gibbs": Row(
+        "ParticleGibbs, 4 chains of 32 particles, 100 steps",
+        particle_gibbs,
+        at_once=True,
+    ),
+    "gibbs_learned": Row(
+        "the same, denoiser learned from draws (equal weights)",
+        particle_gibbs_learned,
+        at_once=True,
+        equal=True,
+    ),
     "split": Row("SplitGibbs, rho 0.3, annealed", split_gibbs, (8,)),
     "split_warm": Row(
         "SplitGibbs, rho 0.3, started at TwistedSMC", split_gibbs_warm, (8,)
@@ -493,12 +560,21 @@ ROWS = {
 
 def evaluate(name: str, d: int, d_y: int, sizes: Sizes) -> dict[str, Any]:
     """All problems of one kind by one method."""
+    row = ROWS[name]
     distances, errors = [], []
+    seeds = range(sizes.num_problems)
+    keys = [jax.random.key(1000 + seed) for seed in seeds]
+    problems = [Problem.draw(seed, d, d_y, row.equal) for seed in seeds]
     start = time.perf_counter()
-    bar = tqdm(range(sizes.num_problems), desc=f"{name} d={d} d_y={d_y}")
-    for seed in bar:
-        problem = Problem.draw(seed, d, d_y)
-        answer = ROWS[name].method(jax.random.key(1000 + seed), problem, sizes)
+    if row.at_once:
+        answers = row.method(jnp.stack(keys), problems, sizes)
+    else:
+        answers = (
+            row.method(key, problem, sizes)
+            for key, problem in zip(keys, problems, strict=True)
+        )
+    bar = tqdm(answers, desc=f"{name} d={d} d_y={d_y}", total=sizes.num_problems)
+    for seed, (problem, answer) in enumerate(zip(problems, bar, strict=True)):
         rng = np.random.default_rng(seed)
         reference = problem.posterior(rng, sizes.num_draws)
         draws = np.asarray(answer.draws)

@@ -4,13 +4,14 @@ A learned prior of MNIST's digits is one `numpyro.sample` site. A third of a tes
 hidden, noise of a scale that the model does not know is added to the rest, and the joint
 posterior of the digit and the scale is drawn by four chains: ParticleGibbs for the digit,
 NUTS for the scale, as two blocks of NumPyro's own Gibbs. What the hidden third leaves open
-is which digit it is, a one or a seven: a small classifier names each draw, and the
+is which digit it is, a nine or a four: a small classifier names each draw, and the
 probabilities of the classes are read like any other statistic, with R-hat and effective
 sample size.
 
 Each sweep also proposes a digit of its own, by a whole run of SMC, taken by the ratio of
-evidences: that is how chains go from one class to another. The chains run in parallel, a
-thread each.
+evidences: that is how chains go from one class to another. The chains start at draws of
+the prior, four digits and scales that have nothing to do with the data, and run in
+parallel, a thread each.
 
 Prints an ArviZ summary; writes a picture and the posterior as a NetCDF file.
 
@@ -36,8 +37,8 @@ from numpyro.infer import MCMC, NUTS, Gibbs
 import numpyro_diffusion as nd
 
 TRUE_SCALE = 0.7
-OPEN_DIGIT = 40
-"""A test digit, a one; with the middle of its right side hidden it may be a seven."""
+OPEN_DIGIT = 12
+"""A test digit, a nine; with the middle of its right side hidden it may be a four."""
 SHOWN_SHARE = 0.05
 """Classes of a smaller probability than this are left out of the summary."""
 
@@ -90,7 +91,7 @@ def run_chains(
     num_samples: int,
     num_chains: int,
 ) -> MCMC:
-    """Four chains in parallel, from guided draws that differ in scale and kind."""
+    """Chains in parallel, from draws of the prior that differ in scale and kind."""
     marked = nd.handlers.diffusion_sites(model)
     block = nd.infer.ParticleGibbs(
         marked, num_particles=num_particles, independent_every=1, refresh_share=0.0
@@ -103,8 +104,7 @@ def run_chains(
         chain_method="parallel",
         progress_bar=False,
     )
-    guided = nd.handlers.guide(model)
-    starts = nd.infer.initial_draws(jax.random.key(3), guided, num_chains, *args, y=y)
+    starts = nd.infer.initial_draws(jax.random.key(3), model, num_chains, *args)
     fields = ("block_states.0.moved", "block_states.0.jumped")
     mcmc.run(jax.random.key(4), *args, y=y, init_params=starts, extra_fields=fields)
     return mcmc

@@ -288,9 +288,7 @@ row(
     reverse=GAUSS,
     guidance=nd.guidance.Unguided(),
     log_likelihood=quadratic,
-    current=nd.infer.conditional_smc(
-        KEY, GAUSS, nd.guidance.Unguided(), quadratic, PATH, GRID, 2, 0.5
-    ),
+    path=PATH,
     grid=GRID,
     num_particles=2,
     resample_below=0.5,

@@ -13,7 +13,8 @@ A run without a given trajectory is a proposal of its own: accepted with probabi
 $\min(1, \hat Z' / \hat Z)$, the ratio of the two estimates of the evidence, it leaves the
 posterior invariant, too (particle independent Metropolis-Hastings). What lies between the
 current value and a distant mode does not matter to it; that the estimates are even does,
-and so it wants more particles.
+and so it wants more particles. It runs beside the conditional one, in the same calls of the
+network.
 
 Source: Andrieu, Doucet and Holenstein 2010, doi:10.1111/j.1467-9868.2009.00736.x,
 sections 4.2 and 4.5.
@@ -26,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from numpyro_diffusion.checks import checked_callable, checked_instance, checked_key
+from numpyro_diffusion.checks import checked_callable, checked_key
 from numpyro_diffusion.guidance import (
     AbstractGuidance,
     LogLikelihood,
@@ -46,17 +47,34 @@ class ConditionalDraw(NamedTuple):
     Attributes:
         path: x_0, ..., x_T, shape (num_steps + 1, num_problems, num_copies, *event).
         moved: Whether x_0 is a new one, per problem.
-        ess: Effective number of particles at the end, per problem.
+        jumped: Whether it is that of a run of its own, per problem.
+        ess: Effective number of particles at the end of the run it is from, per problem.
         num_undefined: How many weights were not a number, per problem; they count as zero.
-        log_evidence: Log of the mean final weight, per problem: the current run's side of
-            the ratio that accepts an independent one.
     """
 
     path: Num[Array, "num_times P C *event"]
     moved: Bool[Array, " P"]
+    jumped: Bool[Array, " P"]
     ess: Float[Array, " P"]
     num_undefined: Int[Array, " P"]
-    log_evidence: Float[Array, " P"]
+
+
+class _Runs(NamedTuple):
+    """What the runs of a sweep drew, one column for each run and problem.
+
+    Attributes:
+        path: x_0, ..., x_T.
+        moved: Whether x_0 is a new one.
+        ess: Effective number of particles at the end.
+        num_undefined: How many weights were not a number.
+        log_evidence: Log of the mean final weight.
+    """
+
+    path: Num[Array, "num_times columns C *event"]
+    moved: Bool[Array, " columns"]
+    ess: Float[Array, " columns"]
+    num_undefined: Int[Array, " columns"]
+    log_evidence: Float[Array, " columns"]
 
 
 def conditional_smc(
@@ -85,17 +103,19 @@ def conditional_smc(
     Returns:
         The new trajectory; the given one if no particle has any weight.
     """
-    checked_key("conditional_smc", "key", key)
-    checked_trajectory("conditional_smc", path, grid)
-    sweep = _sweep(
+    run = _drawn(
         "conditional_smc",
+        key,
         reverse,
         guidance,
         log_likelihood,
+        path,
+        grid,
         num_particles,
         resample_below,
     )
-    return _drawn(key, sweep, path.shape[1:], grid, path)
+    never = jnp.zeros_like(run.moved)
+    return ConditionalDraw(run.path, run.moved, never, run.ess, run.num_undefined)
 
 
 def independent_smc(
@@ -103,86 +123,89 @@ def independent_smc(
     reverse: AbstractReverse,
     guidance: AbstractGuidance,
     log_likelihood: LogLikelihood,
-    current: ConditionalDraw,
+    path: Num[Array, "num_times P C *event"],
     grid: Float[Array, " num_times"],
     num_particles: int,
     resample_below: float,
 ) -> ConditionalDraw:
-    """Propose a trajectory by a run of its own; accept it by the ratio of evidences.
+    """The same, and beside it a run of its own, accepted by the ratio of evidences.
 
     Args:
         key: Random key.
         reverse: The reverse process.
-        guidance: Proposal and twist. The network is called once per particle and step.
+        guidance: Proposal and twist. The network is called once per particle of each run
+            and step, for both runs at a time.
         log_likelihood: Of a stack, one number per problem, each accepted on its own.
-        current: What `conditional_smc` drew with the same arguments, or this function.
+        path: The current trajectory of every problem.
         grid: Times of the chain.
-        num_particles: Number of particles, that of `current`.
+        num_particles: Number of particles of each of the two runs.
         resample_below: Resample when the effective number falls below this share.
 
     Returns:
-        The new trajectory where it was accepted, with `moved` true there; else `current`.
+        The trajectory of the new run where it was accepted, with `jumped` true there; else
+        that of the conditional one.
     """
-    caller = "independent_smc"
-    checked_key(caller, "key", key)
-    checked_instance(
-        caller, "current", current, ConditionalDraw, "conditional_smc(...)"
-    )
-    checked_trajectory(caller, current.path, grid)
-    sweep = _sweep(
-        caller, reverse, guidance, log_likelihood, num_particles, resample_below
-    )
     run_key, accept_key = jax.random.split(key)
-    fresh = _drawn(run_key, sweep, current.path.shape[1:], grid, None)
-    log_ratio = fresh.log_evidence - current.log_evidence
+    runs = _drawn(
+        "independent_smc",
+        run_key,
+        reverse,
+        guidance,
+        log_likelihood,
+        path,
+        grid,
+        num_particles,
+        resample_below,
+        num_runs=2,
+    )
+    split = lambda leaf: jnp.split(leaf, 2)
+    current_evidence, fresh_evidence = split(runs.log_evidence)
+    log_ratio = fresh_evidence - current_evidence
     # A run that found nothing, whatever the current one is worth, is not taken.
     log_uniform = jnp.log1p(-jax.random.uniform(accept_key, log_ratio.shape))
-    accepted = (log_uniform < log_ratio) & (fresh.log_evidence > -jnp.inf)
+    accepted = (log_uniform < log_ratio) & (fresh_evidence > -jnp.inf)
 
-    def taken(new: Array, old: Array) -> Array:
-        return jnp.where(accepted.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
+    def taken(leaf: Array) -> Array:
+        old, new = split(leaf)
+        return jnp.where(accepted.reshape(-1, *(1,) * (leaf.ndim - 1)), new, old)
 
-    problems_first = lambda path: jnp.moveaxis(path, 1, 0)
-    path = taken(problems_first(fresh.path), problems_first(current.path))
+    drawn = taken(jnp.moveaxis(runs.path, 1, 0))
     return ConditionalDraw(
-        jnp.moveaxis(path, 0, 1),
+        jnp.moveaxis(drawn, 0, 1),
+        split(runs.moved)[0] | accepted,
         accepted,
-        taken(fresh.ess, current.ess),
-        current.num_undefined + fresh.num_undefined,
-        taken(fresh.log_evidence, current.log_evidence),
+        taken(runs.ess),
+        sum(split(runs.num_undefined)),
     )
 
 
-def _sweep(
+def _drawn(
     caller: str,
+    key: Array,
     reverse: AbstractReverse,
     guidance: AbstractGuidance,
     log_likelihood: LogLikelihood,
+    path: Num[Array, "num_times P C *event"],
+    grid: Float[Array, " num_times"],
     num_particles: int,
     resample_below: float,
-) -> ParticleSweep:
+    num_runs: int = 1,
+) -> _Runs:
+    """Runs side by side, the first of which holds particle 0; a draw from each."""
+    checked_key(caller, "key", key)
+    checked_trajectory(caller, path, grid)
     checked_callable(caller, "log_likelihood", log_likelihood, "lambda stack: ...")
-    return ParticleSweep(
+    sweep = ParticleSweep(
         reverse,
         guidance,
         lambda stack, _: log_likelihood(stack),
         num_particles,
         resample_below,
         expected=_without_others(log_likelihood),
+        num_runs=num_runs,
     )
-
-
-def _drawn(
-    key: Array,
-    sweep: ParticleSweep,
-    shape: tuple[int, ...],
-    grid: Float[Array, " num_times"],
-    path: Num[Array, "num_times P C *event"] | None,
-) -> ConditionalDraw:
-    """One run, with a trajectory to hold particle 0 at or without, and a draw from it."""
     start_key, steps_key, choice_key = jax.random.split(key, 3)
-    held = None if path is None else path[-1]
-    start = sweep.start(start_key, shape, reference=held)
+    start = sweep.start(start_key, path.shape[1:], reference=path[-1])
 
     def step(particles: Particles, inputs: tuple) -> tuple[Particles, tuple]:
         t, s, reference, key = inputs
@@ -190,13 +213,12 @@ def _drawn(
         return particles, (sweep.stacks(particles), record.ancestors)
 
     keys = jax.random.split(steps_key, len(grid) - 1)
-    references = None if path is None else path[:-1]
-    inputs = (grid[1:], grid[:-1], references, keys)
+    inputs = (grid[1:], grid[:-1], path[:-1], keys)
     end, (levels, ancestors) = jax.lax.scan(step, start, inputs, reverse=True)
     finished = sweep.finish(end)
     log_weights = finished.log_weights
     chosen = jax.random.categorical(choice_key, log_weights, axis=0)
-    return ConditionalDraw(
+    return _Runs(
         _traced_back(levels, ancestors, sweep.stacks(start), chosen),
         chosen != 0,
         jax.vmap(effective_sample_size, 1)(log_weights),

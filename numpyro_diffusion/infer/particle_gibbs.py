@@ -64,9 +64,9 @@ class ParticleGibbs(AbstractParticleKernel[ParticleGibbsState]):
     proposals of the forward process, from several levels on (`refresh_path`), then
     conditional SMC draws a new trajectory towards the data (`conditional_smc`). Each calls
     the network about once per particle and step; `refresh_share` says how much of the
-    first there is. Every `independent_every`-th sweep ends
-    with a run of its own, taken by the ratio of evidences (`independent_smc`), which costs
-    as much again and crosses to distant modes.
+    first there is. Every `independent_every`-th sweep has a run of its own beside it, taken
+    by the ratio of evidences (`independent_smc`), which costs as much again and crosses to
+    distant modes.
 
     Leaves the posterior of the site given all other latents invariant, for any number
     of particles, if the prior is taken to be the reverse chain of `prior.num_steps`
@@ -176,7 +176,7 @@ class ParticleGibbs(AbstractParticleKernel[ParticleGibbsState]):
     def _swept(
         self, key: Array, problem: Problem, state: ParticleGibbsState
     ) -> ParticleGibbsState:
-        refresh_key, run_key, jump_key = jax.random.split(key, 3)
+        refresh_key, run_key = jax.random.split(key)
         num_steps = len(problem.grid) - 1
         path, ladder = refresh_along(
             refresh_key,
@@ -190,14 +190,10 @@ class ParticleGibbs(AbstractParticleKernel[ParticleGibbsState]):
         tunes = state.num_sweeps < state.num_warmup
         new = tuned(ladder, num_steps)
         chances = jnp.where(tunes, new.chances, ladder.chances)
-        draw = self._conditional(run_key, problem, path)
-        moved, jumped = draw.moved, state.jumped
-        if self._independent_every is not None:
-            draw, jumped = self._jumped(jump_key, problem, draw, state)
-            moved = moved | draw.moved
+        draw, jumped = self._drawn(run_key, problem, path, state)
         return state._replace(
             path=draw.path,
-            moved=moved,
+            moved=draw.moved,
             refreshed=ladder.refreshed,
             jumped=jumped,
             ess=draw.ess,
@@ -206,19 +202,16 @@ class ParticleGibbs(AbstractParticleKernel[ParticleGibbsState]):
             num_sweeps=state.num_sweeps + 1,
         )
 
-    def _jumped(
-        self,
-        key: Array,
-        problem: Problem,
-        draw: ConditionalDraw,
-        state: ParticleGibbsState,
+    def _drawn(
+        self, key: Array, problem: Problem, path: Array, state: ParticleGibbsState
     ) -> tuple[ConditionalDraw, Float[Array, " P"]]:
-        """The draw after a run of its own, if one is due, and the share taken so far."""
-        assert self._independent_every is not None
-        done = (state.num_sweeps + 1) // self._independent_every
-        is_due = (state.num_sweeps + 1) % self._independent_every == 0
-        stays = draw._replace(moved=jnp.zeros_like(draw.moved))
-        proposed = lambda: self._independent(key, problem, draw)
-        found = choose(is_due, proposed, lambda: stays)
-        change = (found.moved - state.jumped) / jnp.maximum(done, 1)
-        return found, jnp.where(is_due, state.jumped + change, state.jumped)
+        """A draw, by a run of its own if one is due; and the share of those taken."""
+        alone = lambda: self._conditional(key, problem, path)
+        both = lambda: self._independent(key, problem, path)
+        if self._independent_every is None:
+            return alone(), state.jumped
+        done, rest = jnp.divmod(state.num_sweeps + 1, self._independent_every)
+        is_due = rest == 0
+        draw = both() if self._independent_every == 1 else choose(is_due, both, alone)
+        change = (draw.jumped - state.jumped) / jnp.maximum(done, 1)
+        return draw, jnp.where(is_due, state.jumped + change, state.jumped)

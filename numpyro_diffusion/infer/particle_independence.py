@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, SupportsIndex
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
@@ -41,10 +40,10 @@ class ParticleIndependence(AbstractParticleKernel[ParticleIndependenceState]):
     """Particle independent Metropolis-Hastings over the reverse chain of diffusion sites.
 
     A sweep runs conditional SMC on the current trajectory, which gives the current side of
-    the ratio under the present values of all other latents, then a run of its own, and
-    takes that with probability min(1, ratio of the two estimates of the evidence). What is
-    taken owes nothing to the current value: it crosses between modes that are as far apart
-    as they like. Two network calls per particle and step.
+    the ratio under the present values of all other latents, and beside it a run of its own,
+    and takes that with probability min(1, ratio of the two estimates of the evidence). What
+    is taken owes nothing to the current value: it crosses between modes that are as far
+    apart as they like. Two network calls per particle and step, in one batch.
 
     Leaves the posterior of the site given all other latents invariant, for any number of
     particles, under the same conditions as `ParticleGibbs`, whose place as a block it can
@@ -114,13 +113,11 @@ class ParticleIndependence(AbstractParticleKernel[ParticleIndependenceState]):
     def _swept(
         self, key: Array, problem: Problem, state: ParticleIndependenceState
     ) -> ParticleIndependenceState:
-        run_key, propose_key = jax.random.split(key)
-        current = self._conditional(run_key, problem, state.path)
-        draw = self._independent(propose_key, problem, current)
+        draw = self._independent(key, problem, state.path)
         return state._replace(
             path=draw.path,
-            moved=current.moved | draw.moved,
-            accepted=draw.moved,
+            moved=draw.moved,
+            accepted=draw.jumped,
             ess=draw.ess,
             num_undefined=draw.num_undefined,
         )

@@ -177,20 +177,20 @@ class AbstractParticleKernel(MCMCKernel, Generic[State]):
         return self._run(conditional_smc, key, problem, path)
 
     def _independent(
-        self, key: Array, problem: Problem, current: ConditionalDraw
+        self, key: Array, problem: Problem, path: Array
     ) -> ConditionalDraw:
-        """A run of its own, taken or left."""
-        return self._run(independent_smc, key, problem, current)
+        """The same, and beside it a run of its own, taken or left."""
+        return self._run(independent_smc, key, problem, path)
 
     def _run(
-        self, run: Callable, key: Array, problem: Problem, given: Any
+        self, run: Callable, key: Array, problem: Problem, path: Array
     ) -> ConditionalDraw:
         return run(
             key,
             problem.reverse,
             self._guidance_of(problem),
             ModelLikelihood(problem.log_likelihood, problem.expected),
-            given,
+            path,
             problem.grid,
             self._num_particles,
             self._resample_below,

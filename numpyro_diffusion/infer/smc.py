@@ -84,6 +84,9 @@ class ParticleSweep(eqx.Module):
         batch_size: Particles that the guidance sees at a time, a divisor of their
             number; None for all.
         moves: Of the other latents, of one problem; None if they travel as they are.
+        num_runs: Runs side by side that know nothing of each other but share the calls of
+            the network; without other latents. A reference is the first one's. Columns of
+            weights are problem after problem of the first run, then those of the next.
 
     Raises:
         TypeError: An argument is of another kind.
@@ -102,6 +105,7 @@ class ParticleSweep(eqx.Module):
         static=True, default=None
     )
     moves: RandomWalk | None = eqx.field(static=True, default=None)
+    num_runs: int = eqx.field(static=True, default=1)
 
     def __check_init__(self) -> None:
         caller = "ParticleSweep"
@@ -114,6 +118,7 @@ class ParticleSweep(eqx.Module):
         if self.expected is not None:
             checked_callable(caller, "expected", self.expected, example)
         num = checked_integer(caller, "num_particles", self.num_particles)
+        checked_integer(caller, "num_runs", self.num_runs)
         checked_share(caller, "resample_below", self.resample_below)
         batch = self.batch_size
         if batch is not None and num % checked_integer(caller, "batch_size", batch):
@@ -137,7 +142,7 @@ class ParticleSweep(eqx.Module):
             others: Other latents of each particle, leaves of shape (num, ...).
             reference: What particle 0 is held at (conditional methods).
         """
-        num_problems = shape[0]
+        num_problems = self.num_runs * shape[0]
         stack_shape = (self.num_particles * num_problems, *shape[1:])
         likelihoods = self._likelihoods(others, self.num_particles)
         laws = self.guidance.start(self.reverse, likelihoods, stack_shape)
@@ -211,7 +216,7 @@ class ParticleSweep(eqx.Module):
         return weighed(particles._replace(others=others), log_weights)
 
     def stacks(self, particles: Particles) -> Num[Array, "num P C *event"]:
-        """The values of the particles, as one stack each."""
+        """The values of the particles, as one stack each; runs are further problems."""
         return self._by_particle(particles.x)
 
     def _by_particle(self, rows: Array) -> Array:
@@ -220,9 +225,9 @@ class ParticleSweep(eqx.Module):
     def _likelihoods(self, others: PyTree, num: int) -> LogLikelihood:
         """Log likelihoods of the rows of `num` particles.
 
-        To a guidance, particles are further problems.
+        To a guidance, particles and runs are further problems.
         """
-        stacks = lambda rows: rows.reshape(num, -1, *rows.shape[1:])
+        stacks = lambda rows: rows.reshape(num * self.num_runs, -1, *rows.shape[1:])
 
         def log_prob(rows: Array) -> Array:
             return jax.vmap(self.log_likelihood)(stacks(rows), others).reshape(-1)
@@ -272,21 +277,33 @@ class ParticleSweep(eqx.Module):
         self, key: Array, log_weights: Float[Array, "num P"], reference: Array | None
     ) -> tuple[Float[Array, "num P"], StepRecord]:
         """New log weights and ancestors of every problem, resampled where needed."""
-        num = self.num_particles
-        choose = systematic_ancestors if reference is None else conditional_ancestors
+        num, num_columns = log_weights.shape
+        num_held = 0 if reference is None else len(reference)
 
-        def one(key: Array, log_weights: Array) -> tuple[Array, StepRecord]:
+        def choose(key: Array, log_weights: Array, is_held: Array) -> Array:
+            if num_held == 0:
+                return systematic_ancestors(key, log_weights)
+            conditional = conditional_ancestors(key, log_weights)
+            if num_held == num_columns:
+                return conditional
+            free = systematic_ancestors(key, log_weights)
+            return jnp.where(is_held, conditional, free)
+
+        def one(
+            key: Array, log_weights: Array, is_held: Array
+        ) -> tuple[Array, StepRecord]:
             ess = effective_sample_size(log_weights)
             # All that is known of the evidence so far stays in the weights' level.
             level = log_mean_weight(log_weights)
             needed = (ess < self.resample_below * num) & (level > -jnp.inf)
-            ancestors = jnp.where(needed, choose(key, log_weights), jnp.arange(num))
+            chosen = choose(key, log_weights, is_held)
+            ancestors = jnp.where(needed, chosen, jnp.arange(num))
             record = StepRecord(ancestors, ess, needed, level)
             return jnp.where(needed, level, log_weights), record
 
-        keys = jax.random.split(key, log_weights.shape[1])
+        keys, is_held = jax.random.split(key, num_columns), jnp.arange(num_columns)
         out_axes = (1, StepRecord(1, 0, 0, 0))  # pyright: ignore[reportArgumentType]
-        return jax.vmap(one, (0, 1), out_axes)(keys, log_weights)
+        return jax.vmap(one, (0, 1, 0), out_axes)(keys, log_weights, is_held < num_held)
 
 
 def checked_trajectory(caller: str, path: Any, grid: Any) -> None:

@@ -119,34 +119,43 @@ def test_control_a_given_trajectory_that_is_not_held_is_rejected(monkeypatch):
     assert z_scores(draw.path).max() > 2 * LIMIT
 
 
-def after_a_proposal(num_particles, below=1.0, evidence=lambda found: found):
+def after_a_proposal(num_particles, below=1.0):
     """Exact draws, after a conditional sweep and a proposal by a run of its own."""
+    run = lambda key, path: room.independent_smc(
+        key, REVERSE, UNTWISTED, log_likelihood, path, GRID, num_particles, below
+    )
+    return jax.jit(run)(jax.random.key(0), exact_paths())
 
-    def both(keys, path):
-        settings = (GRID, num_particles, below)
-        model = (REVERSE, UNTWISTED, log_likelihood)
-        draw = room.conditional_smc(keys[0], *model, path, *settings)
-        draw = draw._replace(log_evidence=evidence(draw.log_evidence))
-        return room.independent_smc(keys[1], *model, draw, *settings)
 
-    return jax.jit(both)(jax.random.split(jax.random.key(0)), exact_paths())
+def with_another_current_evidence(monkeypatch, evidence):
+    """The conditional run's side of the ratio is `evidence` of what it should be."""
+    right = room._drawn
+
+    def wrong(*args, **kwargs):
+        runs = right(*args, **kwargs)
+        current, fresh = jnp.split(runs.log_evidence, 2)
+        return runs._replace(log_evidence=jnp.concatenate([evidence(current), fresh]))
+
+    monkeypatch.setattr(room, "_drawn", wrong)
 
 
 @pytest.mark.parametrize(("num_particles", "below"), [(2, 1.0), (8, 0.5)])
 def test_independent_proposals_leave_the_posterior_invariant(num_particles, below):
     draw = after_a_proposal(num_particles, below)
     assert z_scores(draw.path).max() < LIMIT
-    assert 0.3 < draw.moved.mean() < 0.95
+    assert 0.3 < draw.jumped.mean() < 0.95
+    assert np.all(draw.moved[draw.jumped])
 
 
-def test_control_proposals_that_are_all_taken_are_rejected():
-    draw = after_a_proposal(2, evidence=lambda found: found - 1e6)
-    assert draw.moved.all()
+def test_control_proposals_that_are_all_taken_are_rejected(monkeypatch):
+    with_another_current_evidence(monkeypatch, lambda found: found - 1e6)
+    draw = after_a_proposal(2)
+    assert draw.jumped.all()
     assert z_scores(draw.path).max() > 2 * LIMIT
 
 
 @pytest.mark.gate
-def test_control_proposals_against_the_exact_evidence_are_rejected():
+def test_control_proposals_against_the_exact_evidence_are_rejected(monkeypatch):
     """The current run's own estimate belongs into the ratio, not the true value."""
     mean, covariance = trajectory_posterior()
     zeros = np.zeros(NUM_TIMES)
@@ -161,23 +170,45 @@ def test_control_proposals_against_the_exact_evidence_are_rejected():
     ) + float(dist.Normal().log_prob(0.0))
     posterior = dist.MultivariateNormal(jnp.asarray(mean), jnp.asarray(covariance))
     exact = log_prior + at_zero - float(posterior.log_prob(jnp.asarray(zeros)))
-    draw = after_a_proposal(2, evidence=lambda found: jnp.full_like(found, exact))
+    with_another_current_evidence(
+        monkeypatch, lambda found: jnp.full_like(found, exact)
+    )
+    draw = after_a_proposal(2)
     assert z_scores(draw.path).max() > 2 * LIMIT
 
 
 @pytest.mark.gate
-def test_a_run_that_finds_nothing_is_not_taken():
+@pytest.mark.parametrize("likelihood_of_none", [False, True])
+def test_a_run_that_finds_nothing_is_not_taken(likelihood_of_none):
     """Neither from a trajectory of some weight nor from one of none."""
     path = exact_paths(50)
-    nothing = lambda stack: jnp.full(len(stack), -jnp.inf)
-    settings = (GRID, 3, 0.5)
-    draw = sweep(path, UNTWISTED, 3, 0.5)
-    for current in (draw, draw._replace(log_evidence=jnp.full(50, -jnp.inf))):
-        found = room.independent_smc(
-            jax.random.key(2), REVERSE, UNTWISTED, nothing, current, *settings
+
+    def only_here(stack):
+        found = jnp.any(stack[:, None] == path[0][None], axis=(1, 2, 3))
+        return jnp.where(found & (not likelihood_of_none), 0.0, -jnp.inf)
+
+    draw = room.independent_smc(
+        jax.random.key(2), REVERSE, UNTWISTED, only_here, path, GRID, 3, 0.5
+    )
+    assert not draw.jumped.any()
+    np.testing.assert_array_equal(draw.path, path)
+
+
+def test_runs_side_by_side_do_not_hear_of_each_other():
+    """Beside two given trajectories, the runs of their own are the same."""
+    path = exact_paths(2)
+    other = path.at[:, 1].add(3.0)
+    first, second = (
+        room._drawn(
+            *("test", jax.random.key(3), REVERSE, UNTWISTED, log_likelihood),
+            *(given, GRID, 4, 0.5),
+            num_runs=2,
         )
-        assert not found.moved.any()
-        np.testing.assert_array_equal(found.path, current.path)
+        for given in (path, other)
+    )
+    np.testing.assert_array_equal(first.path[:, [0, 2, 3]], second.path[:, [0, 2, 3]])
+    np.testing.assert_array_equal(first.log_evidence[2:], second.log_evidence[2:])
+    assert np.any(first.path[:, 1] != second.path[:, 1])
 
 
 def test_a_problem_that_does_not_move_keeps_x0_and_its_path():
