@@ -15,6 +15,7 @@ A gradient through the network counts as two calls more, a product with its Jaco
     python benchmarks/fields.py                    # hours, two cores
     python benchmarks/fields.py --sides 8 16 --kernels gibbs flow
     python benchmarks/fields.py --quick            # a minute, tiny numbers
+    python benchmarks/fields.py --write            # what is kept, to docs/
 """
 
 import argparse
@@ -33,11 +34,14 @@ import jax.numpy as jnp
 import numpy as np
 from gaussian_fields import TRUE_SCALE, Field, make_prior, model
 from numpyro.infer import MCMC, NUTS, Gibbs, Predictive
-from record import machine, today
+from record import machine, signature, today
 
 import numpyro_diffusion as nd
 
-RESULTS = Path(__file__).parent / "fields.json"
+HERE = Path(__file__).parent
+RESULTS = HERE / "fields.json"
+DOCUMENT = HERE.parent / "docs" / "fields_table.md"
+PICTURE = HERE.parent / "docs" / "images" / "fields.png"
 SIDES, NUM_CHAINS = (8, 16, 32, 64, 128), 4
 
 
@@ -258,13 +262,99 @@ def cell(name: str, side: int, unknown: bool, sizes: Sizes) -> dict[str, Any]:
     return {**result, "peak_MB": peak / 1024, "date": today(), "machine": machine()}
 
 
+LABELS = {
+    "guide": "guide, no correction",
+    "smc": "TwistedSMC",
+    "gibbs": "ParticleGibbs",
+    "split": "SplitGibbs",
+    "flow": "NUTS through the flow",
+}
+
+
+def table(kept: dict[str, Any]) -> str:
+    """What is kept, as Markdown."""
+    lines = [
+        "| noise | pixels | kernel | distance, of exact draws 1 | scale: off, width | ESS "
+        "per 1000 calls | ESS per second | R-hat | memory, MB |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for noise in ("known", "unknown"):
+        for side in SIDES:
+            for name, label in LABELS.items():
+                found = kept.get(f"{name}, {side}, {noise}")
+                if found is None:
+                    continue
+                distance = found["distance"] / found["distance_of_exact_draws"]
+                scale = "-"
+                if "sigma_off_in_sd" in found:
+                    off, width = found["sigma_off_in_sd"], found["sigma_width_ratio"]
+                    scale = f"{off:+.2f} sd, {width:.2f}"
+                chain = "- | - | -"
+                if "ess_least" in found:
+                    chain = (
+                        f"{found['ess_per_1000_calls']:.2g} | "
+                        f"{found['ess_per_second']:.2g} | {found['rhat_worst']:.3f}"
+                    )
+                lines.append(
+                    f"| {noise} | {side} x {side} | {label} | {distance:.2f} | {scale} | "
+                    f"{chain} | {found['peak_MB']:.0f} |"
+                )
+    return "\n".join(lines)
+
+
+def save_picture(kept: dict[str, Any]) -> None:
+    """Distance and efficiency as the field grows."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(2, 2, figsize=(9.0, 6.0), sharex=True, sharey="row")
+    for column, noise in zip(axes.T, ("known", "unknown"), strict=True):
+        for name, label in LABELS.items():
+            rows = [(side, kept.get(f"{name}, {side}, {noise}")) for side in SIDES]
+            sides = [side for side, found in rows if found]
+            ratios = [
+                f["distance"] / f["distance_of_exact_draws"] for _, f in rows if f
+            ]
+            if not sides:
+                continue
+            column[0].plot(sides, ratios, "o-", label=label)
+            mixed = [(side, f) for side, f in rows if f and "ess_least" in f]
+            column[1].plot(
+                [side for side, _ in mixed],
+                [f["ess_per_1000_calls"] for _, f in mixed],
+                "o-",
+                color=column[0].lines[-1].get_color(),
+            )
+        column[0].set_title(f"noise {noise}")
+        column[0].axhline(1.0, color="gray", lw=1, ls=":")
+        column[1].set_xlabel("pixels along a side")
+        for axis in column:
+            axis.set(xscale="log", yscale="log")
+            axis.set_xticks(SIDES, [str(side) for side in SIDES])
+            axis.minorticks_off()
+    axes[0, 0].set_ylabel("distance to the posterior\n(exact draws: 1)")
+    axes[1, 0].set_ylabel("effective draws\nper 1000 network calls")
+    axes[0, 0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(PICTURE, dpi=110)
+    plt.close(figure)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--sides", nargs="*", type=int, default=list(SIDES))
     parser.add_argument("--kernels", nargs="*", default=list(KERNELS))
     parser.add_argument("--cell", nargs=3, help="kernel, side and scale: one process")
+    parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
+    if options.write:
+        kept = json.loads(RESULTS.read_text())
+        DOCUMENT.write_text(f"{table(kept)}\n\n{signature(kept.values())}")
+        save_picture(kept)
+        return
     sizes = QUICK if options.quick else Sizes()
     if options.cell:
         name, side, scale = options.cell

@@ -7,7 +7,9 @@ $S_k \propto (\kappa^2 + |\omega_k|^2)^{-2}$, so that the denoiser is a filter f
 $$\hat x_0 = F^{-1} \frac{\sqrt{\bar\alpha} S}{\bar\alpha S + \sigma_t^2} F x_t$$
 
 The left half is observed in noise of a known or unknown scale; the posterior and the law of
-the scale follow from the eigenvectors of the covariance of what is seen.
+the scale follow from the eigenvectors of the covariance of what is seen. What is seen goes
+round the torus along the rows, so that a Fourier transform along them leaves one small
+matrix for each frequency.
 """
 
 from typing import Any, NamedTuple
@@ -97,8 +99,9 @@ class Field(NamedTuple):
     Attributes:
         truth: Shape (side, side).
         y: The left half in noise, shape (side, side // 2).
-        eigenvalues: Of the covariance of the left half.
-        eigenvectors: Likewise.
+        eigenvalues: Of the covariance of the left half, for each frequency along the rows,
+            shape (side, side // 2).
+        eigenvectors: Likewise, shape (side, side // 2, side // 2).
     """
 
     truth: np.ndarray
@@ -113,12 +116,10 @@ class Field(NamedTuple):
         y = truth[:, : side // 2]
         y = y + TRUE_SCALE * rng.standard_normal(y.shape)
         covariance = np.fft.irfft2(spectrum(side), (side, side))
-        rows, columns = np.divmod(np.arange(side * (side // 2)), side // 2)
-        matrix = covariance[
-            (rows[:, None] - rows[None, :]) % side,
-            (columns[:, None] - columns[None, :]) % side,
-        ]
-        return cls(truth, y, *np.linalg.eigh(matrix))
+        of_rows = np.fft.fft(covariance, axis=0).real
+        column = np.arange(side // 2)
+        matrices = of_rows[:, (column[:, None] - column[None, :]) % side]
+        return cls(truth, y, *np.linalg.eigh(matrices))
 
     @property
     def side(self) -> int:
@@ -127,9 +128,9 @@ class Field(NamedTuple):
     def scale_law(self) -> tuple[np.ndarray, np.ndarray]:
         """Scales, evenly spaced, and their posterior probabilities."""
         scales = np.linspace(0.02, 1.5, 1500)
-        along = (self.eigenvectors.T @ self.y.reshape(-1)) ** 2
-        variances = self.eigenvalues + scales[:, None] ** 2
-        log_density = -0.5 * np.sum(along / variances + np.log(variances), axis=1)
+        along = np.abs(self._along(self.y)) ** 2
+        variances = self.eigenvalues + scales[:, None, None] ** 2
+        log_density = -0.5 * np.sum(along / variances + np.log(variances), axis=(1, 2))
         log_density -= 0.5 * (scales / SCALE_PRIOR) ** 2
         weights = np.exp(log_density - log_density.max())
         return scales, weights / weights.sum()
@@ -149,11 +150,17 @@ class Field(NamedTuple):
         """A draw of field and data, moved by what the data were off."""
         x, half = _prior_draw(rng, self.side), self.side // 2
         off = self.y - x[:, :half] - scale * rng.standard_normal(self.y.shape)
-        along = self.eigenvectors.T @ off.reshape(-1)
-        solved = self.eigenvectors @ (along / (self.eigenvalues + scale**2))
+        solved = self._along(off) / (self.eigenvalues + scale**2)
         spread = np.zeros_like(x)
-        spread[:, :half] = solved.reshape(off.shape)
+        spread[:, :half] = np.fft.ifft(
+            np.einsum("kce,ke->kc", self.eigenvectors, solved), axis=0, norm="ortho"
+        ).real
         return x + np.fft.irfft2(spectrum(self.side) * np.fft.rfft2(spread), x.shape)
+
+    def _along(self, seen: np.ndarray) -> np.ndarray:
+        """Coordinates of a left half along the eigenvectors."""
+        rows = np.fft.fft(seen, axis=0, norm="ortho")
+        return np.einsum("kce,kc->ke", self.eigenvectors, rows)
 
 
 def _prior_draw(rng: np.random.Generator, side: int) -> np.ndarray:

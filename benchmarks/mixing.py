@@ -12,8 +12,13 @@ Two questions, with the shipped 8 x 8 prior and its chain of 25 steps:
 Every row is one way to refresh the noisy end of the trajectory, or to propose whole runs.
 "from the data" is how it was done before there was a ladder.
 
+A way passes if the class frequencies of its four chains are within 3 standard errors of
+those of `TwistedSMC`, and the errors mean something: every class that is open has been
+entered, and left, often enough for 100 effective draws.
+
     python benchmarks/mixing.py                 # half an hour on two cores
     python benchmarks/mixing.py --quick         # a minute, tiny numbers
+    python benchmarks/mixing.py --write         # what is kept, to docs/
 """
 
 import argparse
@@ -29,11 +34,13 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from numpyro.infer import NUTS, Gibbs
-from record import machine, today
+from record import machine, signature, today
 
 import numpyro_diffusion as nd
 
-RESULTS = Path(__file__).parent / "mixing.json"
+HERE = Path(__file__).parent
+RESULTS = HERE / "mixing.json"
+DOCUMENT = HERE.parent / "docs" / "mixing_ways.md"
 CHAIN_STEPS, TRUE_SCALE, NUM_CHAINS = 25, 0.3, 4
 # Test digits whose class stays open when the lower (even places) or right half is hidden.
 OPEN_DIGITS = (28, 25, 44, 27, 0, 43, 36, 1)
@@ -46,21 +53,22 @@ class Way(NamedTuple):
         num_particles: Of the kernel.
         chances: Chances of the levels of the ladder, kept as they are; None to tune it.
         independent_every: As the kernel's.
+        refresh_share: As the kernel's.
     """
 
     num_particles: int = 12
     chances: tuple[float, ...] | None = None
     independent_every: int | None = None
+    refresh_share: float = 1.0
 
 
 FROM_DATA = (1.0, *(0.0,) * 7)
 WAYS = {
-    "from the data": Way(12, FROM_DATA),
+    "refresh from the data": Way(12, FROM_DATA),
     "ladder": Way(12),
-    "ladder, 4 particles": Way(4),
-    "ladder, 32 particles": Way(32),
     "ladder, whole runs every 5th sweep": Way(12, None, 5),
-    "ladder, 32 particles, whole runs every 5th": Way(32, None, 5),
+    "whole runs in every sweep, no refresh": Way(12, None, 1, 0.0),
+    "the same, 48 particles": Way(48, None, 1, 0.0),
 }
 
 
@@ -68,7 +76,7 @@ class Sizes(NamedTuple):
     """Numbers of one run."""
 
     num_warmup: int = 50
-    num_sweeps: int = 200
+    num_sweeps: int = 400
     num_reference: int = 2048
 
 
@@ -108,6 +116,7 @@ def kernel_of(model: Any, way: Way) -> nd.infer.ParticleGibbs:
         model,
         num_particles=way.num_particles,
         independent_every=way.independent_every,
+        refresh_share=way.refresh_share,
     )
 
 
@@ -236,10 +245,9 @@ def of_classes(prior: Any, way: Way, sizes: Sizes, reference: tuple) -> dict[str
             is_k = (classes[:, :, digit] == k).astype(float)
             if not 0.05 < shares[digit, k] < 0.95:
                 continue
-            # Chains that never meet a class are as if they had one draw of it.
-            one = (
-                effective(is_k) if is_k.std(1).min() > 0 else (1.0 * NUM_CHAINS, np.inf)
-            )
+            # Chains that never change are as if they had one draw.
+            changes = is_k.std(1).min() > 0
+            one = effective(is_k) if changes else (1.0 * NUM_CHAINS, np.inf)
             ess.append(one[0])
             rhat.append(one[1])
             variance = shares[digit, k] * (1 - shares[digit, k]) / one[0]
@@ -250,6 +258,7 @@ def of_classes(prior: Any, way: Way, sizes: Sizes, reference: tuple) -> dict[str
     return {
         "indicators": len(ess),
         "ess_median": float(np.median(ess)),
+        "ess_least": float(np.min(ess)),
         "ess_per_1000_calls_median": float(np.median(ess)) * per_1000,
         "ess_per_1000_calls_least": float(np.min(ess)) * per_1000,
         "rhat_worst": float(np.max(rhat)),
@@ -263,13 +272,41 @@ def of_classes(prior: Any, way: Way, sizes: Sizes, reference: tuple) -> dict[str
     }
 
 
+def table(kept: dict[str, Any]) -> str:
+    """What is kept, as Markdown."""
+    lines = [
+        "| way | scale: ESS per 1000 calls | R-hat | classes: ESS per 1000 calls, median "
+        "(least) | least ESS | worst R-hat | beyond 3 standard errors | passes |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for way in WAYS:
+        scale, classes = (kept.get(f"{part}: {way}") for part in ("scale", "classes"))
+        if scale is None or classes is None:
+            continue
+        beyond, of = classes["beyond_3_standard_errors"], classes["indicators"]
+        passes = beyond == 0 and classes["ess_least"] > 100
+        lines.append(
+            f"| {way} | {scale['ess_per_1000_calls']:.2g} | {scale['rhat']:.2f} | "
+            f"{classes['ess_per_1000_calls_median']:.2g} "
+            f"({classes['ess_per_1000_calls_least']:.2g}) | {classes['ess_least']:.0f} | "
+            f"{classes['rhat_worst']:.2f} | {beyond} of {of} | "
+            f"{'yes' if passes else 'no'} |"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--parts", nargs="*", default=["scale", "classes"])
+    parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     sizes = QUICK if options.quick else Sizes()
+    if options.write:
+        kept = json.loads(RESULTS.read_text())
+        DOCUMENT.write_text(f"{table(kept)}\n\n{signature(kept.values())}")
+        return
     reverse = nd.load_pretrained("digits").reverse
     prior = nd.DiffusionPrior(reverse, (8, 8), num_steps=CHAIN_STEPS)
     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
@@ -290,8 +327,8 @@ def main() -> None:
                     f"    {name:28} {value if isinstance(value, list) else round(value, 4)}"
                 )
             kept[f"{part}: {way}"] = {**found, "date": today(), "machine": machine()}
-    if not options.quick:
-        RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+            if not options.quick:
+                RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 if __name__ == "__main__":
