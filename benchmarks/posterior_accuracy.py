@@ -96,9 +96,9 @@ class Sizes(NamedTuple):
     num_directions: int = 1000
     gibbs_chains: int = 4
     gibbs_warmup: int = 50
-    gibbs_steps: int = 100
-    num_particles: int = 32
-    training_steps: int = 30_000
+    gibbs_steps: int = 50
+    num_particles: int = 16
+    training_steps: int = 20_000
 
 
 QUICK = Sizes(2, 20, 50, 5, 5, 2, 10, 10, 5, 20, 2, 5, 10, 4, 20)
@@ -366,7 +366,7 @@ def trained(d: int, sizes: Sizes) -> nd.DenoisingReverse:
     problem = Problem.draw(0, d, 1, equal=True)
     scaling = nd.datasets.Scaling(0.0, DATA_SCALE)
     data = problem.prior_draws(np.random.default_rng(2), 200_000)
-    network = nd.networks.MLP((d,), width=256, depth=4, key=jax.random.key(3))
+    network = nd.networks.MLP((d,), width=128, depth=3, key=jax.random.key(3))
     reverse = nd.DenoisingReverse(
         nd.GaussianForward(nd.schedules.cosine()), network, nd.VelocityPrediction()
     )
@@ -374,7 +374,7 @@ def trained(d: int, sizes: Sizes) -> nd.DenoisingReverse:
         reverse,
         jnp.asarray(scaling.standardise(data)),
         num_steps=sizes.training_steps,
-        batch_size=512,
+        batch_size=256,
         key=jax.random.key(4),
     ).reverse
 
@@ -533,7 +533,7 @@ ROWS = {
         "in standard units, 4000 particles for 1000 draws", smc_of(TWIST, 4)
     ),
     "gibbs": Row(
-        "ParticleGibbs, 4 chains of 32 particles, 100 steps",
+        "ParticleGibbs, 4 chains of 16 particles, 50 steps",
         particle_gibbs,
         at_once=True,
     ),
