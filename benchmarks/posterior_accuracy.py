@@ -95,9 +95,9 @@ class Sizes(NamedTuple):
     flow_steps: int = 20
     num_directions: int = 1000
     gibbs_chains: int = 4
-    gibbs_warmup: int = 50
+    gibbs_warmup: int = 20
     gibbs_steps: int = 50
-    num_particles: int = 16
+    num_particles: int = 32
     training_steps: int = 20_000
 
 
@@ -332,7 +332,8 @@ def _gibbs(key: Any, arguments: tuple, y: Any, sizes: Sizes) -> Any:
             model,
             num_particles=sizes.num_particles,
             guidance=TWIST,
-            independent_every=5,
+            independent_every=1,
+            refresh_share=0.0,
         ),
         num_warmup=sizes.gibbs_warmup,
         num_samples=sizes.num_draws // sizes.gibbs_chains,
@@ -533,7 +534,7 @@ ROWS = {
         "in standard units, 4000 particles for 1000 draws", smc_of(TWIST, 4)
     ),
     "gibbs": Row(
-        "ParticleGibbs, 4 chains of 16 particles, 50 steps",
+        "ParticleGibbs, 4 chains of 32 particles, 50 steps",
         particle_gibbs,
         at_once=True,
     ),

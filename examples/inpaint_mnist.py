@@ -104,7 +104,7 @@ def run_chains(
         chain_method="parallel",
         progress_bar=False,
     )
-    starts = nd.infer.initial_draws(jax.random.key(3), model, num_chains, *args)
+    starts = nd.infer.initial_draws(jax.random.key(3), model, num_chains, *args, y=y)
     fields = ("block_states.0.moved", "block_states.0.jumped")
     mcmc.run(jax.random.key(4), *args, y=y, init_params=starts, extra_fields=fields)
     return mcmc
