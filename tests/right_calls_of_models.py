@@ -134,6 +134,13 @@ row(
     event_shape=(2, 2),
     patch=2,
 )
+row(
+    "networks.Conditional",
+    lambda network: network(X, jnp.array(0.5)),
+    network=lambda x, t, context: x,
+    example=X,
+    context=X,
+)
 row("networks.Conv", None, in_channels=1, out_channels=1, kernel_size=1, key=KEY)
 row("networks.TimeEmbedding", lambda e: e(jnp.array(0.5)), width=2, key=KEY)
 row(

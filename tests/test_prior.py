@@ -243,7 +243,7 @@ def test_has_rsample_support_and_dtype():
     assert jnp.issubdtype(x.dtype, jnp.integer)
     with pytest.raises(NotImplementedError, match="bits have no probability flow"):
         make_bits().log_prob(x)
-    with pytest.raises(NotImplementedError, match="no batch of parameters"):
+    with pytest.raises(NotImplementedError, match="no parameters to take"):
         DiffusionPrior.infer_shapes()
 
 

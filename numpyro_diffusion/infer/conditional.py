@@ -175,7 +175,7 @@ def independent_smc(
         split(runs.moved)[0] | accepted,
         accepted,
         taken(runs.ess),
-        sum(split(runs.num_undefined)),
+        jnp.sum(jnp.stack(split(runs.num_undefined)), axis=0),
     )
 
 

@@ -22,7 +22,6 @@ from typing import Any
 
 import diffrax
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
@@ -125,7 +124,8 @@ class FlowReparam(Reparam):
             )
         base, expand_shape, event_dim = self._unwrap(fn)
         prior = _checked_prior(name, base)
-        noise = dist.Normal(0.0, 1.0).expand(prior.event_shape).to_event()
+        shape = prior.batch_shape + prior.event_shape
+        noise = dist.Normal(0.0, 1.0).expand(shape).to_event(prior.event_dim)
         z = numpyro.sample(f"{name}_base", self._wrap(noise, expand_shape, event_dim))
         return None, self.decode(prior, jnp.asarray(z))
 
@@ -274,21 +274,13 @@ def _latents(sites: dict[str, Any]) -> dict[str, Any]:
 def _decode(
     prior: DiffusionPrior, flow: ProbabilityFlow, z: Float[Array, "..."]
 ) -> Float[Array, "..."]:
-    reverse = prior.reverse
-    x = _mapped(lambda z: flow.decode(reverse, z), z, prior.event_shape)
-    return prior.restored(x)
+    front = z.shape[: z.ndim - prior.event_dim]
+    return prior.restored(prior.each(flow.decode, front, z))
 
 
 @eqx.filter_jit
 def _encode(
     prior: DiffusionPrior, flow: ProbabilityFlow, x: Float[Array, "..."]
 ) -> Float[Array, "..."]:
-    reverse, x = prior.reverse, prior.standardised(x)
-    return _mapped(lambda x: flow.encode(reverse, x), x, prior.event_shape)
-
-
-def _mapped(
-    one: Callable, values: Float[Array, "..."], event_shape: tuple[int, ...]
-) -> Float[Array, "..."]:
-    events = values.reshape(-1, *event_shape)
-    return jax.vmap(one)(events).reshape(values.shape)
+    front = x.shape[: x.ndim - prior.event_dim]
+    return prior.each(flow.encode, front, prior.standardised(x))

@@ -2,13 +2,14 @@
 
 Nothing in here knows what diffusion is: a network takes an event and a time in
 [0, 1] and returns an array of the event's shape. Any other callable with that
-signature does as well.
+signature does as well; one that takes a context besides is wrapped in `Conditional`.
 """
 
+from numpyro_diffusion.networks.conditional import Conditional
 from numpyro_diffusion.networks.conv import Conv
 from numpyro_diffusion.networks.mlp import MLP
 from numpyro_diffusion.networks.patched import Patched
 from numpyro_diffusion.networks.time_embedding import TimeEmbedding
 from numpyro_diffusion.networks.unet import UNet
 
-__all__ = ["MLP", "Conv", "Patched", "TimeEmbedding", "UNet"]
+__all__ = ["MLP", "Conditional", "Conv", "Patched", "TimeEmbedding", "UNet"]

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import equinox as eqx
 import jax
 import jax.random as jr
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Num, PRNGKeyArray
 
 from numpyro_diffusion.checks import checked_key
 from numpyro_diffusion.networks._common import (
@@ -23,6 +23,11 @@ from numpyro_diffusion.networks._common import (
     positive_int,
     positive_ints,
     zeroed,
+)
+from numpyro_diffusion.networks.context_embedding import (
+    ContextEmbedding,
+    check_context,
+    checked_context,
 )
 from numpyro_diffusion.networks.time_embedding import FiLM, TimeEmbedding
 
@@ -63,9 +68,12 @@ class MLP(eqx.Module):
         width: Number of hidden features.
         depth: Number of residual blocks.
         time_width: Length of the time's embedding.
+        context_shape: Shape of a context, if it takes one; see `Conditional`.
+        num_classes: Number of classes, if the context is one.
     """
 
     embed: TimeEmbedding
+    embed_context: ContextEmbedding | None
     first: eqx.nn.Linear
     blocks: tuple[_Block, ...]
     last: eqx.nn.Linear
@@ -73,6 +81,8 @@ class MLP(eqx.Module):
     width: int = eqx.field(static=True)
     depth: int = eqx.field(static=True)
     time_width: int = eqx.field(static=True)
+    context_shape: tuple[int, ...] | None = eqx.field(static=True)
+    num_classes: int | None = eqx.field(static=True)
 
     def __init__(
         self,
@@ -81,6 +91,8 @@ class MLP(eqx.Module):
         width: int = 256,
         depth: int = 4,
         time_width: int = 128,
+        context_shape: Sequence[int] | None = None,
+        num_classes: int | None = None,
         key: PRNGKeyArray,
     ) -> None:
         """Draw the weights.
@@ -90,15 +102,22 @@ class MLP(eqx.Module):
             width: Number of hidden features.
             depth: Number of residual blocks.
             time_width: Length of the time's embedding.
+            context_shape: Shape of a context of numbers; `()` for one number. By default
+                it takes none.
+            num_classes: Number of classes, for a context that is an integer below it.
             key: Random key, used once.
 
         Raises:
-            ValueError: If a size is not a positive integer.
+            ValueError: If a size is not a positive integer, or both kinds of context are
+                asked for.
         """
         self.event_shape = positive_ints("MLP", "event_shape", event_shape)
         self.width = positive_int("MLP", "width", width)
         self.depth = positive_int("MLP", "depth", depth)
         self.time_width = positive_int("MLP", "time_width", time_width)
+        self.context_shape, self.num_classes = checked_context(
+            "MLP", context_shape, num_classes
+        )
         size = math.prod(self.event_shape)
         widest = width * max(size, width, time_width)
         check_size("MLP", widest, event_shape=size, width=width, time_width=time_width)
@@ -109,25 +128,41 @@ class MLP(eqx.Module):
         self.first = eqx.nn.Linear(size, width, key=first_key)
         self.blocks = tuple(_Block(width, time_width, key=k) for k in block_keys)
         self.last = zeroed(eqx.nn.Linear(width, size, key=last_key))
+        self.embed_context = None
+        if self.context_shape is not None:
+            self.embed_context = ContextEmbedding(
+                time_width,
+                self.context_shape,
+                self.num_classes,
+                key=jr.fold_in(embed_key, 1),
+            )
 
     def __call__(
-        self, x: Float[Array, "*event"], t: Float[Array, ""]
+        self,
+        x: Float[Array, "*event"],
+        t: Float[Array, ""],
+        context: Num[Array, "..."] | None = None,
     ) -> Float[Array, "*event"]:
         """Apply the network to one event.
 
         Args:
             x: One event.
             t: Time in [0, 1].
+            context: Its context, if the network takes one.
 
         Returns:
             An array of the shape and dtype of `x`.
 
         Raises:
-            ValueError: If `x` is not one event or `t` is not a scalar.
+            ValueError: If `x` is not one event, `t` is not a scalar, or `context` is
+                missing or of another shape.
         """
         check_event("MLP", self.event_shape, x, t)
+        check_context("MLP", self.context_shape, context)
         # A time in double precision must not drag the whole network there.
         embedding = self.embed(t).astype(x.dtype)
+        if self.embed_context is not None:
+            embedding = embedding + self.embed_context(context).astype(x.dtype)
         h = dense(self.first, x.reshape(-1))
         for block in self.blocks:
             h = block(h, embedding)

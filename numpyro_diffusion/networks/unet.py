@@ -10,13 +10,14 @@ with 3 x 3 convolutions $C_1$ and $C_2$, where $C_2 = 0$ at the start and $S$ is
 identity, or a map of each pixel where the number of channels changes.
 """
 
+import math
 from collections.abc import Sequence
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Num, PRNGKeyArray
 
 from numpyro_diffusion.checks import checked_key
 from numpyro_diffusion.networks._common import (
@@ -29,120 +30,14 @@ from numpyro_diffusion.networks._common import (
     upsample,
     zeroed,
 )
+from numpyro_diffusion.networks.context_embedding import (
+    ContextEmbedding,
+    check_context,
+    checked_context,
+)
 from numpyro_diffusion.networks.conv import Conv
-from numpyro_diffusion.networks.time_embedding import FiLM, TimeEmbedding
-
-
-class _GroupNorm(eqx.Module):
-    """Group normalisation with channels last.
-
-    `equinox.nn.GroupNorm` wants channels first, which costs two transposes. Here the
-    pixels are summed for each channel before the channels of a group are, since a sum
-    over the first axes is the cheap one: a U-Net was 15 to 20 percent faster with this
-    than with Equinox's, or with one sum over a grouped array.
-
-    Source: Wu and He 2018, arXiv:1803.08494.
-    """
-
-    weight: Float[Array, " channels"]
-    bias: Float[Array, " channels"]
-    groups: int = eqx.field(static=True)
-
-    def __init__(self, groups: int, channels: int) -> None:
-        self.weight = jnp.ones(channels)
-        self.bias = jnp.zeros(channels)
-        self.groups = groups
-
-    def __call__(
-        self, x: Float[Array, "height width channels"]
-    ) -> Float[Array, "height width channels"]:
-        centred = x - self._group_mean(x)[None, None, :]
-        # 1e-5 as in the paper: a constant image has no spread to divide by.
-        inverse_std = jax.lax.rsqrt(self._group_mean(centred**2) + 1e-5)
-        return (
-            centred * (self.weight * inverse_std)[None, None, :]
-            + self.bias[None, None, :]
-        )
-
-    def _group_mean(
-        self, x: Float[Array, "height width channels"]
-    ) -> Float[Array, " channels"]:
-        """For each channel the mean over the pixels and channels of its group."""
-        means = x.mean((0, 1)).reshape(self.groups, -1).mean(1)
-        return jnp.repeat(means, x.shape[-1] // self.groups)
-
-
-class _ResBlock(eqx.Module):
-    """One residual block; its shortcut alone when new."""
-
-    norm1: _GroupNorm
-    conv1: Conv
-    norm2: _GroupNorm
-    film: FiLM
-    conv2: Conv
-    shortcut: Conv | None
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        groups: int,
-        time_width: int,
-        *,
-        key: PRNGKeyArray,
-    ) -> None:
-        key1, film_key, key2, shortcut_key = jr.split(key, 4)
-        self.norm1 = _GroupNorm(groups, in_channels)
-        self.conv1 = Conv(in_channels, out_channels, key=key1)
-        self.norm2 = _GroupNorm(groups, out_channels)
-        self.film = FiLM(time_width, out_channels, key=film_key)
-        self.conv2 = zeroed(Conv(out_channels, out_channels, key=key2))
-        if in_channels == out_channels:
-            self.shortcut = None
-        else:
-            self.shortcut = Conv(
-                in_channels, out_channels, kernel_size=1, key=shortcut_key
-            )
-
-    def __call__(
-        self,
-        x: Float[Array, "height width in"],
-        embedding: Float[Array, " time_width"],
-    ) -> Float[Array, "height width out"]:
-        h = self.conv1(jax.nn.silu(self.norm1(x)))
-        h = self.conv2(jax.nn.silu(self.film(self.norm2(h), embedding)))
-        return h + (x if self.shortcut is None else self.shortcut(x))
-
-
-class _Attention(eqx.Module):
-    """Self-attention with one head over the pixels; the identity when new.
-
-    Source: Ho et al. 2020, arXiv:2006.11239, appendix B.
-    """
-
-    norm: _GroupNorm
-    query: Conv
-    key: Conv
-    value: Conv
-    out: Conv
-
-    def __init__(self, channels: int, groups: int, *, key: PRNGKeyArray) -> None:
-        keys = jr.split(key, 4)
-        convs = [Conv(channels, channels, kernel_size=1, key=k) for k in keys]
-        self.norm = _GroupNorm(groups, channels)
-        self.query, self.key, self.value = convs[:3]
-        self.out = zeroed(convs[3])
-
-    def __call__(
-        self, x: Float[Array, "height width channels"]
-    ) -> Float[Array, "height width channels"]:
-        channels = x.shape[-1]
-        h = self.norm(x)
-        query = self.query(h).reshape(-1, channels)
-        key = self.key(h).reshape(-1, channels)
-        value = self.value(h).reshape(-1, channels)
-        weights = jax.nn.softmax(query @ key.T / channels**0.5, axis=-1)
-        return x + self.out((weights @ value).reshape(x.shape))
+from numpyro_diffusion.networks.time_embedding import TimeEmbedding
+from numpyro_diffusion.networks.unet_blocks import Attention, GroupNorm, ResBlock
 
 
 class UNet(eqx.Module):
@@ -165,15 +60,18 @@ class UNet(eqx.Module):
         groups: Groups of channels that are normalised together.
         attention: Whether the lowest level attends to itself.
         time_width: Length of the time's embedding.
+        context_shape: Shape of a context, if it takes one; see `Conditional`.
+        num_classes: Number of classes, if the context is one.
     """
 
     embed: TimeEmbedding
+    embed_context: ContextEmbedding | None
     first: Conv
-    down: tuple[tuple[_ResBlock, ...], ...]
-    bottom: tuple[_ResBlock, ...]
-    attend: _Attention | None
-    up: tuple[tuple[_ResBlock, ...], ...]
-    norm: _GroupNorm
+    down: tuple[tuple[ResBlock, ...], ...]
+    bottom: tuple[ResBlock, ...]
+    attend: Attention | None
+    up: tuple[tuple[ResBlock, ...], ...]
+    norm: GroupNorm
     last: Conv
     event_shape: tuple[int, ...] = eqx.field(static=True)
     width: int = eqx.field(static=True)
@@ -182,6 +80,8 @@ class UNet(eqx.Module):
     groups: int = eqx.field(static=True)
     attention: bool = eqx.field(static=True)
     time_width: int = eqx.field(static=True)
+    context_shape: tuple[int, ...] | None = eqx.field(static=True)
+    num_classes: int | None = eqx.field(static=True)
 
     def __init__(
         self,
@@ -193,6 +93,8 @@ class UNet(eqx.Module):
         groups: int = 8,
         attention: bool = False,
         time_width: int = 128,
+        context_shape: Sequence[int] | None = None,
+        num_classes: int | None = None,
         key: PRNGKeyArray,
     ) -> None:
         """Draw the weights.
@@ -209,12 +111,16 @@ class UNet(eqx.Module):
             attention: Whether the lowest level attends to itself, which costs the
                 square of its number of pixels.
             time_width: Length of the time's embedding.
+            context_shape: Shape of a context of numbers; `()` for one number. One that
+                starts with `(height, width)` is a field on the image's own grid and is
+                seen as further channels. By default the network takes none.
+            num_classes: Number of classes, for a context that is an integer below it.
             key: Random key, used once.
 
         Raises:
             ValueError: If `event_shape` has not 2 or 3 entries, a size is not a
                 positive integer, `multipliers` is empty or `width` is no multiple of
-                `groups`.
+                `groups`, or both kinds of context are asked for.
         """
         self.event_shape = image_shape("UNet", event_shape)
         self.width = positive_int("UNet", "width", width)
@@ -223,6 +129,9 @@ class UNet(eqx.Module):
         self.groups = positive_int("UNet", "groups", groups)
         self.attention = bool(attention)
         self.time_width = positive_int("UNet", "time_width", time_width)
+        self.context_shape, self.num_classes = checked_context(
+            "UNet", context_shape, num_classes
+        )
         self._check()
         checked_key("UNet", "key", key)
 
@@ -233,7 +142,15 @@ class UNet(eqx.Module):
         widths = [self.width * multiplier for multiplier in self.multipliers]
         inputs = widths[:1] + widths[:-1]  # what each level gets from above
         self.embed = TimeEmbedding(self.time_width, key=embed_key)
-        self.first = Conv(channels, widths[0], key=first_key)
+        self.first = Conv(channels + self._field_channels, widths[0], key=first_key)
+        self.embed_context = None
+        if self.context_shape is not None and not self._field_channels:
+            self.embed_context = ContextEmbedding(
+                self.time_width,
+                self.context_shape,
+                self.num_classes,
+                key=jr.fold_in(embed_key, 1),
+            )
         self.down = tuple(
             self._stage(into, out, key=jr.fold_in(down_key, level))
             for level, (into, out) in enumerate(
@@ -242,7 +159,7 @@ class UNet(eqx.Module):
         )
         self.bottom = self._stage(inputs[-1], widths[-1], key=bottom_key)
         self.attend = (
-            _Attention(widths[-1], self.groups, key=attend_key)
+            Attention(widths[-1], self.groups, key=attend_key)
             if self.attention
             else None
         )
@@ -255,8 +172,16 @@ class UNet(eqx.Module):
             )
             for level in reversed(range(len(widths) - 1))
         )
-        self.norm = _GroupNorm(self.groups, widths[0])
+        self.norm = GroupNorm(self.groups, widths[0])
         self.last = zeroed(Conv(widths[0], channels, key=last_key))
+
+    @property
+    def _field_channels(self) -> int:
+        """Channels of a context on the image's own grid; 0 if it is none."""
+        shape = self.context_shape
+        if shape is None or shape[:2] != self.event_shape[:2] or len(shape) > 3:
+            return 0
+        return math.prod(shape[2:])
 
     def _check(self) -> None:
         if not self.multipliers:
@@ -273,34 +198,46 @@ class UNet(eqx.Module):
 
     def _stage(
         self, in_channels: int, out_channels: int, *, key: PRNGKeyArray
-    ) -> tuple[_ResBlock, ...]:
+    ) -> tuple[ResBlock, ...]:
         """The residual blocks of one level, on the way down or on the way up."""
         inputs = [in_channels] + [out_channels] * (self.num_blocks - 1)
         return tuple(
-            _ResBlock(into, out_channels, self.groups, self.time_width, key=k)
+            ResBlock(into, out_channels, self.groups, self.time_width, key=k)
             for into, k in zip(inputs, jr.split(key, self.num_blocks), strict=True)
         )
 
     def __call__(
-        self, x: Float[Array, "*event"], t: Float[Array, ""]
+        self,
+        x: Float[Array, "*event"],
+        t: Float[Array, ""],
+        context: Num[Array, "..."] | None = None,
     ) -> Float[Array, "*event"]:
         """Apply the network to one event.
 
         Args:
             x: One event.
             t: Time in [0, 1].
+            context: Its context, if the network takes one.
 
         Returns:
             An array of the shape and dtype of `x`.
 
         Raises:
-            ValueError: If `x` is not one event or `t` is not a scalar.
+            ValueError: If `x` is not one event, `t` is not a scalar, or `context` is
+                missing or of another shape.
         """
         check_event("UNet", self.event_shape, x, t)
+        check_context("UNet", self.context_shape, context)
         # A time in double precision must not drag the whole network there.
         embedding = self.embed(t).astype(x.dtype)
         height, width = self.event_shape[:2]
-        h = _pad(x.reshape(height, width, -1), 2 ** len(self.down))
+        h = x.reshape(height, width, -1)
+        if self.embed_context is not None:
+            embedding = embedding + self.embed_context(context).astype(x.dtype)
+        elif context is not None:
+            field = jnp.asarray(context).astype(x.dtype).reshape(height, width, -1)
+            h = jnp.concatenate([h, field], axis=-1)
+        h = _pad(h, 2 ** len(self.down))
         h = self._levels(self.first(h), embedding)
         h = self.last(jax.nn.silu(self.norm(h)))
         return h[:height, :width].reshape(x.shape).astype(x.dtype)
@@ -326,7 +263,7 @@ class UNet(eqx.Module):
 
 
 def _apply(
-    stage: tuple[_ResBlock, ...],
+    stage: tuple[ResBlock, ...],
     h: Float[Array, "height width in"],
     embedding: Float[Array, " time_width"],
 ) -> Float[Array, "height width out"]:

@@ -5,6 +5,7 @@ from numpyro_diffusion.reverse.base import (
     AbstractReverse,
     AbstractTrainableReverse,
     ReverseStep,
+    each,
     unmeasured,
 )
 from numpyro_diffusion.reverse.components import ErrorComponents, LowRankCovariance
@@ -30,5 +31,6 @@ __all__ = [
     "ReverseStep",
     "VelocityPrediction",
     "analytic",
+    "each",
     "unmeasured",
 ]

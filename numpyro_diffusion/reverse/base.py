@@ -19,6 +19,7 @@ also the second.
 """
 
 import abc
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -30,6 +31,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num, PyTree
 
 from numpyro_diffusion.forward import AbstractForward
+from numpyro_diffusion.networks import Conditional
 from numpyro_diffusion.reverse.components import LowRankCovariance
 from numpyro_diffusion.reverse.error import DenoisingError
 
@@ -37,6 +39,7 @@ __all__ = [
     "AbstractReverse",
     "AbstractTrainableReverse",
     "ReverseStep",
+    "each",
     "unmeasured",
 ]
 
@@ -128,6 +131,44 @@ class AbstractReverse(eqx.Module):
     ) -> dist.Distribution:
         """The law p(x_s | x_t) for `s < t`, with the event's shape."""
         return self.step(x_t, t=t, s=s).law
+
+    @property
+    def context(self) -> PyTree[Array] | None:
+        """What the process is conditioned on; None if on nothing."""
+        return None
+
+    @property
+    def context_shape(self) -> tuple[int, ...]:
+        """Axes in front of one event's context: there is one for each of many events."""
+        return ()
+
+    @property
+    def wants_context(self) -> bool:
+        """Whether it answers nothing before it is under a context."""
+        return False
+
+    def given(self, context: Any) -> "AbstractReverse":
+        """This process under a context.
+
+        Args:
+            context: As the network takes it, for one event; or one for each of many, with
+                further axes in front (see `each`).
+
+        Raises:
+            TypeError: The process takes none.
+        """
+        raise TypeError(
+            f"{type(self).__name__}: the process must take a context, as one with a "
+            f"networks.Conditional network does, to be under one, got {context!r}."
+        )
+
+    def of_one_event(self) -> "AbstractReverse":
+        """This process as it is for one event: to see shapes by, not values.
+
+        Where it wants a context, or has one for each of many events, it is under one of
+        zeros.
+        """
+        return self
 
     @property
     def chain_length(self) -> int | None:
@@ -226,16 +267,55 @@ class AbstractTrainableReverse(AbstractReverse):
         """Refuse data that the process cannot learn from: see `AbstractForward.check`."""
         self.forward.check(caller, data)
 
+    @property
+    def context(self) -> PyTree[Array] | None:
+        return self._conditional.context if self._conditional else None
+
+    @property
+    def context_shape(self) -> tuple[int, ...]:
+        return self._conditional.batch_shape if self._conditional else ()
+
+    @property
+    def wants_context(self) -> bool:
+        return self._conditional is not None and self._conditional.context is None
+
+    @property
+    def _conditional(self) -> Conditional | None:
+        return self.network if isinstance(self.network, Conditional) else None
+
+    def given(self, context: Any) -> "AbstractTrainableReverse":
+        if (network := self._conditional) is None:
+            return super().given(context)  # pyright: ignore[reportReturnType]
+        return eqx.tree_at(lambda r: r.network, self, network.under(context))
+
+    def of_one_event(self) -> "AbstractTrainableReverse":
+        if self._conditional is None or not (self.wants_context or self.context_shape):
+            return self
+        return self.given(self._conditional.example)
+
     def trainable(self) -> PyTree[bool]:
         """Which leaves are trained: a tree of this process's structure."""
+        of_network = lambda r: r.network.network if r._conditional else r.network
         nothing = jax.tree.map(lambda _: False, self)
-        trained = jax.tree.map(eqx.is_inexact_array, self.network)
-        return eqx.tree_at(lambda r: r.network, nothing, trained)
+        trained = jax.tree.map(eqx.is_inexact_array, of_network(self))
+        return eqx.tree_at(of_network, nothing, trained)
 
     def with_error(self, error: DenoisingError | None) -> "AbstractTrainableReverse":
         """A copy with this measured denoising error."""
         is_leaf = lambda leaf: leaf is None
         return eqx.tree_at(lambda r: r.error, self, error, is_leaf=is_leaf)
+
+
+def each(function: Callable, reverse: AbstractReverse) -> Callable:
+    """Map `function(reverse, *events)` over the first axis of its other arguments.
+
+    Where the process has a context for each of them (`context_shape` of one axis), each is
+    met by the process under its own.
+    """
+    if not reverse.context_shape:
+        return jax.vmap(lambda *events: function(reverse, *events))
+    mapped = jax.vmap(lambda c, *events: function(reverse.given(c), *events))
+    return lambda *events: mapped(reverse.context, *events)
 
 
 def unmeasured(caller: str, reverse: AbstractReverse) -> ValueError:

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from numpyro_diffusion.datasets import Scaling
 from numpyro_diffusion.reverse import AbstractTrainableReverse
@@ -49,7 +50,8 @@ def check_events(
     _check_finite(name, found)
     x0 = np.asarray(standardised(scaling, found))
     reverse.check_data(f"fit: {name}", x0)
-    _check_network(reverse, events.event_shape, x0.dtype, name)
+    _check_context(reverse, events.take_context(slice(0, 1)), name)
+    _check_network(reverse.of_one_event(), events.event_shape, x0.dtype, name)
     if is_small and scaling is not None:
         for piece in events.pieces():
             _check_finite(name, piece)
@@ -79,6 +81,7 @@ def check_first_batch(
             f"{len(batch)}."
         )
     _check_finite("the first batch of data", batch)
+    _check_context(reverse, source.first_context, "the first batch of data")
     if len(batch) >= _ENOUGH:
         x0 = np.asarray(standardised(scaling, batch))
         reverse.check_data("fit: the first batch of data", x0)
@@ -171,8 +174,26 @@ def check_losses(
         )
 
 
+def _check_context(
+    reverse: AbstractTrainableReverse, context: PyTree[np.ndarray] | None, name: str
+) -> None:
+    """Refuse events without the context that a process wants, or with another.
+
+    Raises:
+        TypeError: There is a context that the process does not take.
+        ValueError: It is missing, or of other shapes.
+    """
+    if context is not None:
+        reverse.given(context)
+    elif reverse.wants_context:
+        raise ValueError(
+            f"fit: {name} must be a tuple (events, contexts) for a "
+            f"{type(reverse).__name__} whose network takes a context, got events alone."
+        )
+
+
 def _check_network(
-    reverse: AbstractTrainableReverse,
+    reverse: Any,
     event_shape: tuple[int, ...],
     dtype: Any,
     name: str,

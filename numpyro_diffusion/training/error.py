@@ -16,7 +16,12 @@ from numpyro_diffusion.checks import (
     checked_key,
 )
 from numpyro_diffusion.datasets import Scaling
-from numpyro_diffusion.reverse import AbstractReverse, DenoisingError, ErrorComponents
+from numpyro_diffusion.reverse import (
+    AbstractReverse,
+    DenoisingError,
+    ErrorComponents,
+    each,
+)
 from numpyro_diffusion.training.directions import principal_directions
 from numpyro_diffusion.training.events import Events, standardised
 
@@ -32,7 +37,7 @@ _LEAST_ADDED = 100
 
 def denoising_error(
     reverse: AbstractReverse,
-    data: Num[Array, "num *event"] | Num[np.ndarray, "num *event"],
+    data: Num[Array, "num *event"] | Num[np.ndarray, "num *event"] | tuple,
     *,
     key: Array,
     num_levels: int = 50,
@@ -55,7 +60,8 @@ def denoising_error(
 
     Args:
         reverse: Any reverse process.
-        data: Held-out events; they go to the device 256 at a time.
+        data: Held-out events; they go to the device 256 at a time. For a process that takes
+            a context, a tuple `(events, contexts)`; the error is a mean over both.
         key: Random key.
         num_levels: Number of levels, at times 1 / num_levels, ..., 1; for a
             process with a chain of its own at the times of that chain above them.
@@ -88,7 +94,7 @@ def denoising_error(
     if scaling is not None:
         checked_instance(caller, "scaling", scaling, Scaling, "Scaling.fit(data)")
     events = Events.of("data", data, caller)
-    checked_array(caller, "data", data)
+    checked_array(caller, "data", events.array)
     return measured_error(
         reverse,
         events,
@@ -136,7 +142,11 @@ def measured_error(
         block_key = key if start == 0 else jax.random.fold_in(key, start)
         keys = jax.random.split(block_key, len(times))
         counts = jnp.asarray(places >= start)
-        sums = _sums(reverse, x0, counts, times, keys, num_samples, knots, directions)
+        process = reverse
+        if (context := events.take_context(places)) is not None:
+            tiled = lambda leaf: jnp.concatenate([jnp.asarray(leaf)] * num_samples)
+            process = reverse.given(jax.tree.map(tiled, context))
+        sums = _sums(process, x0, counts, times, keys, num_samples, knots, directions)
         total = sums if total is None else jax.tree.map(jnp.add, total, sums)
     assert total is not None  # there is at least one event
     values = total.squares / (num * num_samples)
@@ -191,7 +201,7 @@ def _sums(
     copies = jnp.tile(x0, (num_samples,) + (1,) * (x0.ndim - 1))
     counted = jnp.tile(counts, num_samples)
 
-    def one(x0: Array, t: Array, key: Array) -> tuple[Array, Array]:
+    def one(reverse: Any, x0: Array, t: Array, key: Array) -> tuple[Array, Array]:
         x_t = jnp.asarray(reverse.forward.marginal(x0, t).sample(key))
         x0_hat = reverse.denoise(x_t, t)
         return x0_hat, x0_hat - reverse.forward.embed(x0)
@@ -199,7 +209,8 @@ def _sums(
     def level(inputs: tuple[Array, Array]) -> _Sums:
         t, key = inputs
         keys = jax.random.split(key, len(copies))
-        x0_hat, errors = jax.vmap(one, (0, None, 0))(copies, t, keys)
+        here = lambda reverse, x0, key: one(reverse, x0, t, key)
+        x0_hat, errors = each(here, reverse)(copies, keys)
         squares = errors**2
         weights = counted.reshape(-1, *(1,) * (squares.ndim - 1)).astype(squares.dtype)
         weights = jnp.broadcast_to(weights, squares.shape)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from numpyro_diffusion.datasets import Scaling
 from numpyro_diffusion.forward import as_float
@@ -26,19 +26,29 @@ class Events:
     Attributes:
         array: Events, stacked along the first axis.
         rows: Those that belong, in this order.
+        context: Of the same rows, leaves stacked likewise; None if there is none.
     """
 
     array: np.ndarray
     rows: np.ndarray
+    context: PyTree[np.ndarray] | None = None
 
     @classmethod
     def of(cls, name: str, data: Any, caller: str = "fit") -> "Events":
-        """All events of an array; `name` and `caller` are for the errors.
+        """All events of an array, or of a pair with their contexts.
+
+        Args:
+            name: For the errors.
+            data: The array, or a tuple of it and a tree of arrays.
+            caller: For the errors.
 
         Raises:
-            TypeError: `data` are not an array of real numbers.
-            ValueError: They hold no event.
+            TypeError: `data` are not an array of real numbers, or contexts no arrays.
+            ValueError: They hold no event, or not a context for each.
         """
+        context = None
+        if isinstance(data, tuple) and len(data) == 2:
+            data, context = data
         array = _as_array(data)
         if array is None:
             raise TypeError(
@@ -51,7 +61,11 @@ class Events:
                 f"{caller}: {name} must stack at least one event along its first axis, got "
                 f"shape {array.shape}."
             )
-        return cls(array, np.arange(len(array)))
+        if context is not None:
+            context = _checked_contexts(
+                f"{caller}: the context of {name}", context, array
+            )
+        return cls(array, np.arange(len(array)), context)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -68,14 +82,28 @@ class Events:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all events on the device."""
-        return len(self) * math.prod(self.event_shape) * self.dtype.itemsize
+        """Bytes of all events and their contexts on the device."""
+        size = math.prod(self.event_shape) * self.dtype.itemsize
+        for leaf in jax.tree.leaves(self.context):
+            itemsize = jax.dtypes.canonicalize_dtype(leaf.dtype).itemsize
+            size += math.prod(leaf.shape[1:]) * itemsize
+        return len(self) * size
 
     def take(self, places: np.ndarray | slice) -> np.ndarray:
         """The events at some places, read into memory."""
         found = np.asarray(self.array[self.rows[places]])
         with np.errstate(over="ignore"):  # what becomes infinite is refused by name
             return found.astype(self.dtype, copy=False)
+
+    def take_context(self, places: np.ndarray | slice) -> PyTree[np.ndarray] | None:
+        """Contexts of the events at some places, read into memory; None without any."""
+        return jax.tree.map(
+            lambda leaf: np.asarray(leaf[self.rows[places]]), self.context
+        )
+
+    def take_pair(self, places: np.ndarray | slice) -> tuple[np.ndarray, PyTree]:
+        """Events and contexts at some places."""
+        return self.take(places), self.take_context(places)
 
     def sample(self, num: int) -> np.ndarray:
         """That many events at most, evenly spaced."""
@@ -136,6 +164,23 @@ def standardised(scaling: Scaling | None, events: Any) -> Any:
     x = as_float(jnp.asarray(events))
     shift, scale = (jnp.asarray(part, x.dtype) for part in scaling)
     return (x - shift) / scale
+
+
+def _checked_contexts(name: str, context: Any, array: np.ndarray) -> PyTree[np.ndarray]:
+    """A tree of arrays with a row for each event."""
+    found = jax.tree.map(_as_array, context, is_leaf=lambda leaf: leaf is None)
+    leaves = jax.tree.leaves(found, is_leaf=lambda leaf: leaf is None)
+    if not leaves or any(leaf is None for leaf in leaves):
+        raise TypeError(
+            f"{name} must be a tree of arrays of real numbers, got {context!r}."
+        )
+    shapes = [leaf.shape for leaf in leaves]
+    if any(shape[:1] != (len(array),) for shape in shapes):
+        raise ValueError(
+            f"{name} must have a row for each of the {len(array)} events, got shapes "
+            f"{shapes}."
+        )
+    return found
 
 
 def _as_array(data: Any) -> np.ndarray | None:

@@ -82,7 +82,10 @@ class FitResult(NamedTuple):
 
 def fit(
     reverse: AbstractTrainableReverse,
-    data: Num[Array, "num *event"] | Num[np.ndarray, "num *event"] | BatchSource,
+    data: Num[Array, "num *event"]
+    | Num[np.ndarray, "num *event"]
+    | tuple
+    | BatchSource,
     *,
     key: Array,
     num_steps: int,
@@ -93,6 +96,7 @@ def fit(
     scaling: Scaling | str | None = None,
     validation: Num[Array, "num_held_out *event"]
     | Num[np.ndarray, "num_held_out *event"]
+    | tuple
     | None = None,
     validation_fraction: float = 0.1,
     num_error_levels: int = 50,
@@ -111,7 +115,8 @@ def fit(
         data: Events, stacked along the first axis; a memory map will do. Or a function
             `(key, step) -> batch`: see `training.sources`, also for iterators. Real-valued
             data should have about unit variance (or see `scaling`); bits are zeros and
-            ones.
+            ones. For a network that takes a context (`networks.Conditional`), a tuple
+            `(events, contexts)`, the contexts a tree of arrays with a row for each event.
         key: Random key; the same key gives the same result, bit for bit.
         num_steps: Optimiser steps.
         batch_size: Events per step. By default 128, and for a function of its choosing.
@@ -216,13 +221,20 @@ def fit(
             "reverse": reverse,
             "objective": objective,
         }
+        if isinstance(train, Events) and train.context is not None:
+            settings["context"] = train.context
         if num_error_knots:  # checkpoints of runs without them stay as they were
             settings["num_error_knots"] = num_error_knots
         if num_error_components:
             settings["num_error_components"] = num_error_components
         batch_shape = (source.batch_size, *shape)
         events = jax.ShapeDtypeStruct(batch_shape, source.dtype)
-        identity = _identity(settings, optimizer, step, state, events)
+        like = lambda leaf: jax.ShapeDtypeStruct(
+            (source.batch_size, *leaf.shape[1:]),
+            jax.dtypes.canonicalize_dtype(leaf.dtype),
+        )
+        context = jax.tree.map(like, held_out.context)
+        identity = _identity(settings, optimizer, step, state, (events, context))
     saved.check(identity)
 
     first = saved.step
@@ -266,7 +278,7 @@ def _identity(
     optimizer: optax.GradientTransformation,
     step: Callable,
     state: State,
-    events: jax.ShapeDtypeStruct,
+    events: PyTree[jax.ShapeDtypeStruct],
 ) -> dict[str, str]:
     """All that makes a run's result, by name; what is easiest to understand comes first."""
     found = {"version of JAX": jax.__version__}

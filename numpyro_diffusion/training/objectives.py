@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Num, PyTree
 from numpyro_diffusion.bound import reconstruction, step_kl
 from numpyro_diffusion.checks import LARGEST, checked_integer
 from numpyro_diffusion.forward import as_float
-from numpyro_diffusion.reverse import AbstractTrainableReverse
+from numpyro_diffusion.reverse import AbstractTrainableReverse, each
 from numpyro_diffusion.schedules import Learned, uniform_grid
 
 __all__ = ["AbstractObjective", "BoundLoss", "DenoisingLoss"]
@@ -48,6 +48,8 @@ class AbstractObjective(eqx.Module):
         self, reverse: Any, x0: Num[Array, "num *event"], key: Array
     ) -> Float[Array, ""]:
         """An unbiased estimate of the loss, a mean over the batch.
+
+        The process may be under a context for each event: see `reverse.each`.
 
         It is traced once and compiled: a pure function of arrays.
         """
@@ -112,12 +114,13 @@ class DenoisingLoss(AbstractObjective):
         # In (0, 1], for 1 - offset is: the other way round rounding may give t = 0.
         times = self._times((jnp.arange(num) + (1.0 - offset)) / num)
 
-        def one(x0: Array, t: Array, key: Array) -> Array:
+        def one(reverse: Any, x0: Array, t: Array, key: Array) -> Array:
             x_t = jnp.asarray(reverse.forward.marginal(x0, t).sample(key))
             loss = reverse.loss(x0, x_t, t)
             return loss if self.weight is None else self.weight(t) * loss
 
-        return jnp.mean(jax.vmap(one)(x0, times, jax.random.split(noise_key, num)))
+        keys = jax.random.split(noise_key, num)
+        return jnp.mean(each(one, reverse)(x0, times, keys))
 
     def _times(self, uniforms: Float[Array, " num"]) -> Float[Array, " num"]:
         return uniforms if self.times is None else jax.vmap(self.times)(uniforms)
@@ -171,36 +174,47 @@ class BoundLoss(AbstractObjective):
         grid, num = uniform_grid(self.num_steps), len(x0)
         forward = reverse.forward
 
-        def kl(x0: Array, step: Array, key: Array) -> Array:
+        def kl(reverse: Any, x0: Array, step: Array, key: Array) -> Array:
             """Of step `step` in 2..T, at one draw of x_t."""
             noise_key, kl_key = jax.random.split(key)
             t, s = grid[step], grid[step - 1]
             x_t = jnp.asarray(forward.marginal(x0, t).sample(noise_key))
             return step_kl(reverse, x0, x_t, t=t, s=s, key=kl_key)
 
-        kls = self._summed_kls(kl, x0, step_key, noise_key)
+        kls = self._summed_kls(each(kl, reverse), x0, step_key, noise_key)
         if not reverse.learns_last_step:
             last = -jax.vmap(lambda x: forward.marginal(x, grid[1]).entropy())(x0)
         else:
             keys = jax.random.split(last_key, num)
-            log_prob = lambda x, key: reconstruction(reverse, x, t=grid[1], key=key)
-            last = jax.vmap(log_prob)(x0, keys)
+            log_prob = lambda reverse, x, key: reconstruction(
+                reverse, x, t=grid[1], key=key
+            )
+            last = each(log_prob, reverse)(x0, keys)
         at_end = jax.vmap(lambda x: forward.marginal(x, grid[-1]).entropy())(x0)
         terminal = forward.terminal(x0.shape[1:]).entropy()
         return jnp.mean(kls - at_end - last) + terminal
 
     def _summed_kls(
-        self, kl: Any, x0: Array, step_key: Array, noise_key: Array
+        self, kls: Any, x0: Array, step_key: Array, noise_key: Array
     ) -> Float[Array, " num"]:
-        """The KLs of steps 2..T, summed, or T - 1 times that of one step per event."""
+        """The KLs of steps 2..T, summed, or T - 1 times that of one step per event.
+
+        Args:
+            kls: Of events, a step of each and a key of each.
+            x0: Events.
+            step_key: For the steps.
+            noise_key: For the keys.
+        """
         num, num_kls = len(x0), self.num_steps - 1
         if self.every_step:
             keys = jax.random.split(noise_key, (num_kls, num))
-            steps = jnp.arange(2, self.num_steps + 1)
-            every = jax.vmap(jax.vmap(kl, (0, None, 0)), (None, 0, 0))(x0, steps, keys)
+            steps = jnp.broadcast_to(
+                jnp.arange(2, self.num_steps + 1)[:, None], keys.shape[:2]
+            )
+            every = jax.vmap(kls, (None, 0, 0))(x0, steps, keys)
             return jnp.sum(every, axis=0)
         keys = jax.random.split(noise_key, num)
         offset = jax.random.uniform(step_key, dtype=as_float(x0).dtype)
         place = (jnp.arange(num) + offset) / num * num_kls
         steps = 2 + jnp.minimum(jnp.floor(place).astype(int), num_kls - 1)
-        return num_kls * jax.vmap(kl)(x0, steps, keys)
+        return num_kls * kls(x0, steps, keys)

@@ -5,10 +5,10 @@ An array, in memory or mapped from a file, or a *source*: a function
     source(key, step) -> batch
 
 that returns the events of one step, stacked along the first axis, always in the same shape
-and dtype. `key` is fresh at each step and, like everything random, follows from the run's
-key and the step alone. A source that uses nothing else is resumed bit for bit. A dataset
-with random access, as Grain's `MapDataset`, is adapted in one line,
-`lambda key, step: dataset[step]`.
+and dtype; or a tuple `(events, contexts)`, as an array may come as one. `key` is fresh at
+each step and, like everything random, follows from the run's key and the step alone. A
+source that uses nothing else is resumed bit for bit. A dataset with random access, as
+Grain's `MapDataset`, is adapted in one line, `lambda key, step: dataset[step]`.
 
 An iterator needs three, and is called once per step, in order:
 
@@ -31,7 +31,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from numpyro_diffusion.training.events import Events
 
@@ -86,7 +86,7 @@ class FromArray:
         self.dtype = events.dtype
         self._whole = None
         if events.nbytes <= device_bytes:
-            self._whole = jnp.asarray(events.take(slice(None)))
+            self._whole = jax.tree.map(jnp.asarray, events.take_pair(slice(None)))
             self.steps_per_call = steps_per_call
         else:
             size = events.nbytes // len(events) * batch_size
@@ -97,8 +97,8 @@ class FromArray:
         """Whether all events can be looked at before the start."""
         return self._whole is not None
 
-    def block(self, first: int, count: int) -> tuple[Array, np.ndarray]:
-        """Events on the device, and which of them each of `steps_per_call` steps gets.
+    def block(self, first: int, count: int) -> tuple[PyTree[Array], np.ndarray]:
+        """Events and contexts on the device, and which each of `steps_per_call` steps gets.
 
         Args:
             first: The first step.
@@ -106,7 +106,7 @@ class FromArray:
         """
         rows = batch_rows(self._key, first, count, self.batch_size, len(self._events))
         if self._whole is None:
-            batches = [self._events.take(step) for step in rows]
+            batches = [self._events.take_pair(step) for step in rows]
             return _stacked(batches, self.steps_per_call)
         padded = np.zeros((self.steps_per_call, self.batch_size), rows.dtype)
         padded[:count] = rows
@@ -139,10 +139,13 @@ class FromFunction:
         self._function = function
         self._key = key
         self._start = start
-        self.first_batch = _checked_batch(function(self._step_key(start), start))
+        self.first_batch, self.first_context = _checked_batch(
+            function(self._step_key(start), start)
+        )
         self.batch_size = len(self.first_batch)
         self.dtype = self.first_batch.dtype
         size = self.first_batch.nbytes
+        size += sum(leaf.nbytes for leaf in jax.tree.leaves(self.first_context))
         self.steps_per_call = _room(steps_per_call, device_bytes, size)
 
     @property
@@ -150,23 +153,29 @@ class FromFunction:
         """As `FromArray.all_seen`."""
         return False
 
-    def block(self, first: int, count: int) -> tuple[Array, np.ndarray]:
+    def block(self, first: int, count: int) -> tuple[PyTree[Array], np.ndarray]:
         """As `FromArray.block`."""
         batches = [self._batch(step) for step in range(first, first + count)]
         return _stacked(batches, self.steps_per_call)
 
-    def _batch(self, step: int) -> np.ndarray:
+    def _batch(self, step: int) -> tuple[np.ndarray, PyTree[np.ndarray] | None]:
         expected = self.first_batch
         if step == self._start:
-            return expected
-        batch = _checked_batch(self._function(self._step_key(step), step))
+            return expected, self.first_context
+        batch, context = _checked_batch(self._function(self._step_key(step), step))
         if batch.shape != expected.shape or batch.dtype != expected.dtype:
             raise ValueError(
                 "fit: data must return batches of one shape and dtype, got "
                 f"{batch.dtype}{list(batch.shape)} at step {step} after "
                 f"{expected.dtype}{list(expected.shape)}."
             )
-        return batch
+        like = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+        if like(context) != like(self.first_context):
+            raise ValueError(
+                "fit: data must return contexts of one structure, shape and dtype, got "
+                f"{like(context)} at step {step} after {like(self.first_context)}."
+            )
+        return batch, context
 
     def _step_key(self, step: int) -> Array:
         return jax.random.fold_in(self._key, step)
@@ -203,14 +212,19 @@ def _room(steps_per_call: int, device_bytes: int, batch_bytes: int) -> int:
 
 
 def _stacked(
-    batches: Sequence[np.ndarray], steps_per_call: int
-) -> tuple[Array, np.ndarray]:
+    batches: Sequence[PyTree[np.ndarray]], steps_per_call: int
+) -> tuple[PyTree[Array], np.ndarray]:
     """A block of batches on the device, always of one size, compiled for once."""
-    size = len(batches[0])
-    missing = [np.zeros_like(batches[0])] * (steps_per_call - len(batches))
+    size = len(batches[0][0])
+    missing = steps_per_call - len(batches)
     rows = np.arange(steps_per_call * size).reshape(steps_per_call, size)
-    return jnp.asarray(np.concatenate([*batches, *missing])), rows
+
+    def joined(*leaves: np.ndarray) -> Array:
+        padding = [np.zeros_like(leaves[0])] * missing
+        return jnp.asarray(np.concatenate([*leaves, *padding]))
+
+    return jax.tree.map(joined, *batches), rows
 
 
-def _checked_batch(batch: Any) -> np.ndarray:
-    return Events.of("a batch of data", batch).take(slice(None))
+def _checked_batch(batch: Any) -> tuple[np.ndarray, PyTree[np.ndarray] | None]:
+    return Events.of("a batch of data", batch).take_pair(slice(None))

@@ -37,7 +37,7 @@ def one_step(
     ema_decay: float,
     scaling: Scaling | None = None,
 ) -> Callable:
-    """A function `(state, events, key, index) -> (state, loss)`.
+    """A function `(state, (events, contexts), key, index) -> (state, loss)`.
 
     Args:
         static: The process without what is trained.
@@ -48,13 +48,18 @@ def one_step(
             stay the small integers they are until they are needed.
     """
 
-    def batch_loss(params: PyTree, x0: Array, key: Array) -> Array:
-        return objective.loss(eqx.combine(params, static), x0, key)
+    def batch_loss(params: PyTree, x0: Array, context: PyTree, key: Array) -> Array:
+        reverse = eqx.combine(params, static)
+        reverse = reverse if context is None else reverse.given(context)
+        return objective.loss(reverse, x0, key)
 
-    def step(state: State, events: Array, key: Array, index: Array) -> tuple:
+    def step(state: State, events: PyTree, key: Array, index: Array) -> tuple:
         step_key = jax.random.fold_in(key, index)
+        events, context = events
         x0 = standardised(scaling, events)
-        loss, grads = jax.value_and_grad(batch_loss)(state.params, x0, step_key)
+        loss, grads = jax.value_and_grad(batch_loss)(
+            state.params, x0, context, step_key
+        )
         updates, opt_state = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         # A short memory at first, or the average would remember the random start.
@@ -73,15 +78,16 @@ def compiled_steps(step: Callable, steps_per_call: int) -> Callable:
     """A compiled function that runs up to `steps_per_call` optimiser steps."""
 
     def many(
-        state: State, data: Array, batches: Array, key: Array, first: Any, count: Any
+        state: State, data: PyTree, batches: Array, key: Array, first: Any, count: Any
     ) -> tuple[State, Array]:
+        batch = lambda i: jax.tree.map(lambda leaf: leaf[batches[i]], data)
         if steps_per_call == 1:
-            state, loss = step(state, data[batches[0]], key, jnp.asarray(first))
+            state, loss = step(state, batch(0), key, jnp.asarray(first))
             return state, loss[None]
 
         def body(i: Array, carry: tuple) -> tuple:
             state, losses = carry
-            state, loss = step(state, data[batches[i]], key, first + i)
+            state, loss = step(state, batch(i), key, first + i)
             return state, losses.at[i].set(loss)
 
         losses = jnp.zeros(steps_per_call)

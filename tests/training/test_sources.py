@@ -69,10 +69,29 @@ def test_blocks_keep_to_the_room_on_the_device():
     key = jax.random.key(0)
     block = lambda room: FromArray(events, key, 10, 50, room).block(3, 1)
     for room, steps in ((8000, 50), (7999, 50), (3999, 49), (250, 3), (0, 1)):
-        found, rows = block(room)
+        (found, context), rows = block(room)
         assert rows.shape == (steps, 10)
+        assert context is None
         assert found.nbytes <= max(room, 80)
-        np.testing.assert_array_equal(found[rows[0]], block(8000)[0][block(8000)[1][0]])
+        (whole, _), expected = block(8000)
+        np.testing.assert_array_equal(found[rows[0]], whole[expected[0]])
+
+
+def test_contexts_take_room_too_and_stay_with_their_events():
+    array = np.arange(1000.0, dtype=np.float32)[:, None]
+    context = {"double": 2 * array, "class": np.arange(1000, dtype=np.int32)}
+    events = Events.of("data", (array, context))  # 12 bytes each
+    for room, steps in ((12_000, 50), (11_999, 50), (2400, 20)):
+        source = FromArray(events, jax.random.key(0), 10, 50, room)
+        (found, of_found), rows = source.block(3, 1)
+        assert rows.shape == (steps, 10)
+        x = found[rows[0]]
+        np.testing.assert_array_equal(of_found["double"][rows[0]], 2 * x)
+        np.testing.assert_array_equal(of_found["class"][rows[0]], x[:, 0])
+    train, held_out = events.split(jax.random.key(1), 0.1)
+    for part in (train, held_out):
+        x, c = part.take_pair(slice(None))
+        np.testing.assert_array_equal(c["double"], 2 * x)
 
 
 def test_small_integers_stay_so_on_the_device():
@@ -80,7 +99,7 @@ def test_small_integers_stay_so_on_the_device():
     pixels = np.random.default_rng(0).integers(0, 256, (100, 4), dtype=np.uint8)
     source = FromArray(Events.of("data", pixels), jax.random.key(0), 10, 50, 400)
     assert source.all_seen
-    assert source.block(0, 1)[0].dtype == jnp.uint8
+    assert source.block(0, 1)[0][0].dtype == jnp.uint8
 
 
 # Functions
@@ -159,7 +178,8 @@ BITS = nd.BernoulliForward(nd.schedules.signal_linear())
             "validation must be given where data are a func",
         ),
         (TypeError, {"data": iter([gaussian()])}, "a function .key, step. -> batch"),
-        (TypeError, {"data": (gaussian(3), gaussian(2))}, "an array of real numbers"),
+        (TypeError, {"data": [gaussian(3), gaussian(2)]}, "an array of real numbers"),
+        (ValueError, {"data": (gaussian(3), gaussian(2))}, "a row for each of the 3"),
         (TypeError, {"data": gaussian() * 1j}, "an array of real numbers"),
         (TypeError, {"data": lambda key, step: "events"}, "a batch of data must be"),
         (ValueError, {"data": lambda key, step: jnp.ones(())}, "at least one event"),

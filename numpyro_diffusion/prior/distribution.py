@@ -6,13 +6,13 @@ tilted by the likelihood.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jax.core import Tracer
 from jaxtyping import Array, Float, Num
 from numpyro.distributions import constraints
 from numpyro.distributions.util import validate_sample
@@ -21,12 +21,17 @@ from numpyro_diffusion.checks import (
     checked_array,
     checked_instance,
     checked_key,
-    checked_num_steps,
     checked_shape,
 )
 from numpyro_diffusion.datasets import Scaling
-from numpyro_diffusion.reverse import AbstractReverse
-from numpyro_diffusion.samplers import AbstractSampler, Ancestral, ProbabilityFlow
+from numpyro_diffusion.prior.checks import (
+    check_denoiser,
+    check_scaling,
+    checked_sampler,
+    no_density,
+)
+from numpyro_diffusion.reverse import AbstractReverse, each
+from numpyro_diffusion.samplers import AbstractSampler, ProbabilityFlow
 
 __all__ = ["DiffusionPrior"]
 
@@ -37,6 +42,10 @@ class DiffusionPrior(dist.Distribution):
     The site's value has shape `event_shape`, in the units of the data: those that the
     network was trained in, or with `scaling` the ones that it leads back to. For Gaussian
     diffusion it is real, for Bernoulli diffusion made of zeros and ones.
+
+    A process that takes a context (`networks.Conditional`) is a prior under a context:
+    observed, a plate's data, or other sites of the model. Contexts with axes in front of
+    one event's give the prior a `batch_shape`, an event under each.
 
     Two laws live here, equal up to the errors below: `sample` draws by the sampler, whose
     chain is also what particle kernels are exact for; `log_prob` is the density of the
@@ -52,12 +61,16 @@ class DiffusionPrior(dist.Distribution):
         flow: How `log_prob` solves the probability flow.
         scaling: From the site's units to the network's and back, for instance
             `fit(..., scaling="standard").scaling`; by default they are the same.
+        context: What the process is conditioned on, any tree of arrays as its network takes
+            it. By default that which the process is under already.
         validate_args: As everywhere in NumPyro.
 
     Raises:
         TypeError: `reverse` is not a reverse process, `sampler` not a sampler, `flow` not
-            a `ProbabilityFlow` or `scaling` not a `datasets.Scaling`.
-        ValueError: `event_shape` or `num_steps` are not positive integers, `num_steps` and
+            a `ProbabilityFlow` or `scaling` not a `datasets.Scaling`; or the process takes
+            no context, or `context` is none.
+        ValueError: The process wants a context and has none, or it is of another shape;
+            `event_shape` or `num_steps` are not positive integers, `num_steps` and
             `sampler` are both given, the denoiser does not return an event of this shape,
             the process knows one chain only and it is another one, or bits are scaled.
 
@@ -81,6 +94,7 @@ class DiffusionPrior(dist.Distribution):
         sampler: AbstractSampler | None = None,
         flow: ProbabilityFlow | None = None,
         scaling: Scaling | None = None,
+        context: Any | None = None,
         validate_args: bool | None = None,
     ) -> None:
         if not isinstance(reverse, AbstractReverse):
@@ -88,19 +102,28 @@ class DiffusionPrior(dist.Distribution):
                 "DiffusionPrior: reverse must be a reverse process (for instance "
                 f"fit(...).reverse), got {type(reverse).__name__}."
             )
+        if context is not None:
+            reverse = reverse.given(context)
+        if reverse.wants_context:
+            raise ValueError(
+                "DiffusionPrior: context must be given, DiffusionPrior(..., context=...), "
+                f"for a {type(reverse).__name__} whose network takes one, got none."
+            )
         event_shape = checked_shape("DiffusionPrior", "event_shape", event_shape)
-        sampler = _checked_sampler(num_steps, sampler)
+        sampler = checked_sampler(num_steps, sampler)
         sampler.check("DiffusionPrior", reverse)
         if scaling is not None:
-            _check_scaling(scaling, reverse, event_shape)
+            check_scaling(scaling, reverse, event_shape)
         parts = (reverse, sampler, scaling)
         self._arrays, self._static = eqx.partition(parts, eqx.is_array)
         self.flow = ProbabilityFlow() if flow is None else flow
         checked_instance(
             "DiffusionPrior", "flow", self.flow, ProbabilityFlow, "ProbabilityFlow()"
         )
-        _check_denoiser(reverse, event_shape)
-        super().__init__((), event_shape, validate_args=validate_args)
+        check_denoiser(reverse, event_shape)
+        super().__init__(
+            reverse.context_shape, event_shape, validate_args=validate_args
+        )
 
     @property
     def _parts(self) -> tuple[AbstractReverse, AbstractSampler, Scaling | None]:
@@ -157,7 +180,7 @@ class DiffusionPrior(dist.Distribution):
         """Whether draws are differentiable: no, if a step draws bits or components."""
         if not self.is_continuous:
             return False
-        reverse, laws = self.reverse, []
+        reverse, laws = self.reverse.of_one_event(), []
         x = jax.ShapeDtypeStruct(self.event_shape, jnp.result_type(float))
         jax.eval_shape(lambda x: laws.append(reverse.transition(x, t=1.0, s=0.5)), x)
         return laws[0].has_rsample
@@ -184,15 +207,42 @@ class DiffusionPrior(dist.Distribution):
     def sample(
         self, key: Array | None, sample_shape: tuple[int, ...] = ()
     ) -> Num[Array, "..."]:
-        """Draw events, shape `sample_shape + event_shape`."""
+        """Draw events, shape `sample_shape + batch_shape + event_shape`."""
         caller = "DiffusionPrior.sample"
         key = jnp.asarray(checked_key(caller, "key", key))
         shape = checked_shape(caller, "sample_shape", sample_shape, minimum=0)
-        draws = _sample(self._arrays, self._static, key, shape, self.event_shape)
+        draws = _sample(self, key, shape)
         return self.restored(draws)
+
+    def each(
+        self, function: Callable, batch_shape: tuple[int, ...], *values: Array
+    ) -> Array:
+        """Map `function(reverse, *values)` over events, each under its own context.
+
+        Args:
+            function: Of the process under one context and what belongs to one event.
+            batch_shape: Axes that are mapped over; the last ones are the prior's own.
+            *values: Arrays with these axes in front.
+
+        Returns:
+            The results, with the same axes in front.
+        """
+        reverse = self.reverse
+        if reverse.context_shape:
+            fronts = lambda leaf: leaf.shape[len(self.batch_shape) :]
+            spread = lambda leaf: jnp.broadcast_to(leaf, batch_shape + fronts(leaf))
+            context = jax.tree.map(
+                lambda leaf: _flat(spread(leaf), len(batch_shape)), reverse.context
+            )
+            reverse = reverse.given(context)
+        flat = [_flat(value, len(batch_shape)) for value in values]
+        found = each(function, reverse)(*flat)
+        return found.reshape(batch_shape + found.shape[1:])
 
     def log_prob(self, value: Array, intermediates: Any = None) -> Float[Array, "..."]:
         """Log density in nats, shape `value.shape[: -len(event_shape)]`.
+
+        With a `batch_shape`, the axes in front of the event are broadcast against it.
 
         Raises:
             NotImplementedError: The prior is over bits (a RuntimeError under `jit`).
@@ -215,13 +265,13 @@ class DiffusionPrior(dist.Distribution):
     @validate_sample
     def _log_prob(self, value: Array) -> Float[Array, "..."]:
         if not self.is_continuous:
-            return _no_density(value, len(self.event_shape))
+            return no_density(value, len(self.event_shape))
         if jnp.issubdtype(value.dtype, jnp.floating) and value.dtype.itemsize < 4:
             value = value.astype(jnp.float32)
         x, scaling = self.standardised(value), self.scaling
-        density = _log_prob(
-            self._arrays, self._static, x, len(self.event_shape), self.flow
-        )
+        front = x.shape[: x.ndim - len(self.event_shape)]
+        front = jnp.broadcast_shapes(front, self.batch_shape)
+        density = _log_prob(self, jnp.broadcast_to(x, front + self.event_shape), front)
         if scaling is None:
             return density
         # The Jacobian of the change of units.
@@ -229,7 +279,9 @@ class DiffusionPrior(dist.Distribution):
 
     @staticmethod
     def infer_shapes(*args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError("DiffusionPrior has no batch of parameters.")
+        raise NotImplementedError(
+            "DiffusionPrior has no parameters to take shapes from."
+        )
 
     def to_config(self) -> dict[str, Any]:
         """The constructor's arguments, for `save`."""
@@ -254,95 +306,25 @@ class DiffusionPrior(dist.Distribution):
 
 @eqx.filter_jit
 def _sample(
-    arrays: Any,
-    static: Any,
-    key: Array,
-    sample_shape: tuple[int, ...],
-    event_shape: tuple[int, ...],
+    prior: DiffusionPrior, key: Array, sample_shape: tuple[int, ...]
 ) -> Num[Array, "..."]:
     # Keys and grid are made in here: called from Python one by one, the operations that
     # make them took half a millisecond.
-    reverse, sampler, _ = eqx.combine(arrays, static)
-    keys = jax.random.split(key, math.prod(sample_shape))
-    draws = jax.vmap(lambda key: sampler.sample(key, reverse, event_shape))(keys)
-    return draws.reshape(sample_shape + event_shape)
+    batch_shape = sample_shape + prior.batch_shape
+    keys = jax.random.split(key, math.prod(batch_shape))
+    keys = keys.reshape(batch_shape + keys.shape[1:])
+    sampler, event_shape = prior.sampler, prior.event_shape
+    one = lambda reverse, key: sampler.sample(key, reverse, event_shape)
+    return prior.each(one, batch_shape, keys)
 
 
 @eqx.filter_jit
 def _log_prob(
-    arrays: Any, static: Any, value: Array, event_ndim: int, flow: ProbabilityFlow
+    prior: DiffusionPrior, value: Array, batch_shape: tuple[int, ...]
 ) -> Float[Array, "..."]:
-    reverse, _, _ = eqx.combine(arrays, static)
-    batch_shape = value.shape[: value.ndim - event_ndim]
-    events = value.reshape(-1, *value.shape[len(batch_shape) :])
-    return jax.vmap(lambda x: flow.log_prob(reverse, x))(events).reshape(batch_shape)
+    return prior.each(prior.flow.log_prob, batch_shape, value)
 
 
-def _no_density(value: Array, event_ndim: int) -> Float[Array, "..."]:
-    """Refuse to evaluate a density; but who only asks what depends on what shall hear it.
-
-    NumPyro traces densities for `render_model` and `get_dependencies` without running them.
-    """
-    message = (
-        "DiffusionPrior: bits have no probability flow; use "
-        "`numpyro_diffusion.variational_bound` or `importance_log_prob`, or a "
-        "particle kernel of `numpyro_diffusion.infer`, which needs no density."
-    )
-    if not isinstance(value, Tracer):
-        raise NotImplementedError(message)
-    axes = tuple(range(value.ndim - event_ndim, value.ndim))
-    density = jnp.sum(value, axis=axes) * jnp.ones(())
-    return eqx.error_if(density, jnp.ones((), bool), message)
-
-
-def _checked_sampler(
-    num_steps: Any, sampler: AbstractSampler | None
-) -> AbstractSampler:
-    if sampler is None:
-        num_steps = 200 if num_steps is None else num_steps
-        return Ancestral(checked_num_steps("DiffusionPrior", num_steps))
-    if num_steps is not None:
-        raise ValueError(
-            "DiffusionPrior: num_steps must be left out where a sampler is given, which "
-            f"has its own, got num_steps={num_steps!r}."
-        )
-    return checked_instance(
-        "DiffusionPrior", "sampler", sampler, AbstractSampler, "samplers.Ancestral(200)"
-    )
-
-
-def _check_scaling(
-    scaling: Any, reverse: AbstractReverse, event_shape: tuple[int, ...]
-) -> None:
-    checked_instance(
-        "DiffusionPrior", "scaling", scaling, Scaling, "datasets.Scaling.fit(data)"
-    )
-    if reverse.forward.values is not None:
-        raise ValueError(
-            "DiffusionPrior: scaling must be left out for values of a finite set, whose "
-            f"units are their own, got {scaling}."
-        )
-    scaling.check_shape("DiffusionPrior", event_shape)
-
-
-def _check_denoiser(reverse: AbstractReverse, event_shape: tuple[int, ...]) -> None:
-    x = jax.ShapeDtypeStruct(event_shape, _dtype(reverse, event_shape))
-    try:
-        denoised = jax.eval_shape(lambda x: reverse.denoise(x, jnp.array(0.5)), x)
-    except Exception as error:
-        raise ValueError(
-            f"DiffusionPrior: the denoiser does not accept an event of shape "
-            f"{event_shape}: {error}"
-        ) from error
-    expected = reverse.forward.mean_shape(event_shape)
-    if denoised.shape != expected:
-        raise ValueError(
-            f"DiffusionPrior: the denoiser must return an event of shape {expected}, "
-            f"got {denoised.shape}."
-        )
-
-
-def _dtype(reverse: AbstractReverse, event_shape: tuple[int, ...]) -> Any:
-    """The type of the process's noisy events: integers, if entries take few values."""
-    law = lambda key: jnp.asarray(reverse.forward.terminal(event_shape).sample(key))
-    return jax.eval_shape(law, jax.random.key(0)).dtype
+def _flat(value: Array, num_axes: int) -> Array:
+    """The first axes of an array, merged."""
+    return value.reshape(math.prod(value.shape[:num_axes]), *value.shape[num_axes:])

@@ -1,0 +1,96 @@
+"""How a network is told a context that is a few numbers, or a class."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float, Num, PRNGKeyArray
+
+from numpyro_diffusion.networks._common import dense, positive_int, positive_ints
+
+
+class ContextEmbedding(eqx.Module):
+    """Numbers through a network of two layers, a class by a table.
+
+    What comes out is added to the time's embedding (Dhariwal and Nichol 2021,
+    arXiv:2105.05233, section 3, for classes).
+
+    Attributes:
+        shape: Of one context.
+        num_classes: Number of classes, if the context is an integer below it.
+    """
+
+    hidden: eqx.nn.Linear | None
+    out: eqx.nn.Linear | None
+    table: Float[Array, "num_classes width"] | None
+    shape: tuple[int, ...] = eqx.field(static=True)
+    num_classes: int | None = eqx.field(static=True)
+
+    def __init__(
+        self,
+        width: int,
+        shape: tuple[int, ...],
+        num_classes: int | None,
+        *,
+        key: PRNGKeyArray,
+    ) -> None:
+        hidden_key, out_key = jr.split(key)
+        self.shape, self.num_classes = shape, num_classes
+        self.hidden = self.out = self.table = None
+        if num_classes is None:
+            self.hidden = eqx.nn.Linear(math.prod(shape), width, key=hidden_key)
+            self.out = eqx.nn.Linear(width, width, key=out_key)
+        else:
+            self.table = 0.1 * jr.normal(hidden_key, (num_classes, width))
+
+    def __call__(self, context: Num[Array, "..."] | None) -> Float[Array, " width"]:
+        """Embed one context."""
+        context = jnp.asarray(context)
+        if self.table is not None:
+            return self.table[context.astype(int)]
+        assert self.hidden is not None
+        assert self.out is not None
+        flat = context.reshape(-1).astype(self.hidden.weight.dtype)
+        return dense(self.out, jax.nn.silu(dense(self.hidden, flat)))
+
+
+def checked_context(
+    owner: str, shape: Sequence[int] | None, num_classes: int | None
+) -> tuple[tuple[int, ...] | None, int | None]:
+    """What a network's constructor is told of its context.
+
+    Raises:
+        ValueError: A size is not a positive integer, or both are given.
+    """
+    if num_classes is not None:
+        num_classes = positive_int(owner, "num_classes", num_classes)
+        if shape not in (None, ()):
+            raise ValueError(
+                f"{owner}: context_shape must be left out where num_classes is given, "
+                f"since a class is one integer, got {tuple(shape)}."
+            )
+        return (), num_classes
+    return None if shape is None else positive_ints(owner, "context_shape", shape), None
+
+
+def check_context(owner: str, shape: tuple[int, ...] | None, context: Any) -> None:
+    """Refuse a call whose context is not what the constructor was told.
+
+    Raises:
+        ValueError: It is missing, of another shape, or there should be none.
+    """
+    if (shape is None) != (context is None):
+        raise ValueError(
+            f"{owner}: context must be "
+            + ("left out" if shape is None else f"given, of shape {shape}")
+            + f", got {'none' if context is None else 'one'}."
+        )
+    if shape is not None and jnp.shape(context) != shape:
+        raise ValueError(
+            f"{owner}: context must have shape {shape}, got {jnp.shape(context)}. For a "
+            "batch, use jax.vmap."
+        )
