@@ -96,8 +96,8 @@ class Sizes(NamedTuple):
     num_directions: int = 1000
     gibbs_chains: int = 4
     gibbs_warmup: int = 20
-    gibbs_steps: int = 50
-    num_particles: int = 32
+    gibbs_steps: int = 300
+    num_particles: int = 8
     training_steps: int = 20_000
 
 
@@ -534,7 +534,7 @@ ROWS = {
         "in standard units, 4000 particles for 1000 draws", smc_of(TWIST, 4)
     ),
     "gibbs": Row(
-        "ParticleGibbs, 4 chains of 32 particles, 50 steps",
+        "ParticleGibbs, 4 chains of 8 particles",
         particle_gibbs,
         at_once=True,
     ),

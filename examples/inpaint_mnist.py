@@ -37,7 +37,7 @@ from numpyro.infer import MCMC, NUTS, Gibbs
 import numpyro_diffusion as nd
 
 TRUE_SCALE = 0.7
-OPEN_DIGIT = 12
+OPEN_DIGIT = 7
 """A test digit, a nine; with the middle of its right side hidden it may be a four."""
 SHOWN_SHARE = 0.05
 """Classes of a smaller probability than this are left out of the summary."""
@@ -164,9 +164,9 @@ def main(
     digits: Sequence[int] = (OPEN_DIGIT,),
     true_scale: float = TRUE_SCALE,
     num_warmup: int = 100,
-    num_samples: int = 700,
+    num_samples: int = 1300,
     num_chains: int = 4,
-    num_particles: int = 12,
+    num_particles: int = 8,
     chain_steps: int = 10,
     out: str = "out",
 ) -> Any:
@@ -217,7 +217,7 @@ if __name__ == "__main__":
     parser.add_argument("--digits", type=int, nargs="+", default=[OPEN_DIGIT])
     parser.add_argument("--scale", type=float, default=TRUE_SCALE)
     parser.add_argument("--num-warmup", type=int, default=100)
-    parser.add_argument("--num-samples", type=int, default=700)
+    parser.add_argument("--num-samples", type=int, default=1300)
     parser.add_argument("--out", default="out")
     arguments = parser.parse_args()
     main(
