@@ -4,7 +4,7 @@ A learned prior of MNIST's digits is one `numpyro.sample` site. A third of a tes
 hidden, noise of a scale that the model does not know is added to the rest, and the joint
 posterior of the digit and the scale is drawn by four chains: ParticleGibbs for the digit,
 NUTS for the scale, as two blocks of NumPyro's own Gibbs. What the hidden third leaves open
-is which digit it is, a nine or a four: a small classifier names each draw, and the
+is which digit it is, a nine, a five or a four: a small classifier names each draw, and the
 probabilities of the classes are read like any other statistic, with R-hat and effective
 sample size.
 
@@ -15,7 +15,7 @@ parallel, a thread each.
 
 Prints an ArviZ summary; writes a picture and the posterior as a NetCDF file.
 
-    python examples/inpaint_mnist.py      # under four minutes on two cores
+    python examples/inpaint_mnist.py      # minutes: docs/benchmarks.md says how many
 """
 
 import argparse
@@ -38,7 +38,7 @@ import numpyro_diffusion as nd
 
 TRUE_SCALE = 0.7
 OPEN_DIGIT = 7
-"""A test digit, a nine; with the middle of its right side hidden it may be a four."""
+"""A test digit, a nine; with its right side hidden it may be a five or a four."""
 SHOWN_SHARE = 0.05
 """Classes of a smaller probability than this are left out of the summary."""
 
