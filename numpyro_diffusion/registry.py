@@ -158,8 +158,8 @@ def advice(value: Any) -> str:
         return f"write it as an Equinox module and {HOW_TO_REGISTER}"
     if cls.__module__ == "builtins":
         return (
-            "None, numbers, strings, arrays, objects of registered classes, and tuples "
-            "and lists of these can"
+            "None, numbers, strings, arrays, objects of registered classes, and tuples, "
+            "lists and dictionaries (by strings) of these can"
         )
     reason = misfit(cls)
     if reason is not None:

@@ -114,6 +114,9 @@ def _encode(value: Any, where: str, arrays: dict[str, Any]) -> Any:
     if type(value) in (tuple, list):
         items = [_encode(v, f"{where}[{i}]", arrays) for i, v in enumerate(value)]
         return {type(value).__name__: items}
+    if type(value) is dict and all(type(key) is str for key in value):
+        items = [[k, _encode(v, f"{where}[{k!r}]", arrays)] for k, v in value.items()]
+        return {"dict": items}
     if isinstance(value, (jax.Array, np.ndarray, np.generic)):
         arrays[where] = value
         return {"array": where, "as": _sort_of_array(value)}
@@ -216,6 +219,8 @@ def _decode(node: Any, file: _File) -> Any:
             return tuple(_decode(item, file) for item in items)
         case {"list": list(items)}:
             return [_decode(item, file) for item in items]
+        case {"dict": list(items)} if all(map(_is_item, items)):
+            return {key: _decode(item, file) for key, item in items}
         case {"array": str(name), "as": str(sort)} if name in file.arrays:
             return _decode_array(name, sort, file)
         case {
@@ -231,6 +236,11 @@ def _decode(node: Any, file: _File) -> Any:
         f"{file.path} must describe its object by values, arrays and classes, got "
         f"{str(node)[:80]}."
     )
+
+
+def _is_item(item: Any) -> bool:
+    """Whether this is a key of a dictionary and what it leads to."""
+    return isinstance(item, list) and len(item) == 2 and isinstance(item[0], str)
 
 
 def _decode_array(name: str, sort: str, file: _File) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from numpyro.infer import MCMC, NUTS, Gibbs
+from numpyro.infer import MCMC, NUTS, Gibbs, Predictive
 from reference import mean_z_scores
 
 import numpyro_diffusion as nd
@@ -169,16 +169,65 @@ def test_particles_under_an_observed_context():
     np.testing.assert_allclose(x.mean(0), mean, atol=5 * np.sqrt(variance / 200))
 
 
-def test_particles_refuse_a_batch_of_contexts():
-    def batched(y):
-        with numpyro.plate("i", 3):
-            x = numpyro.sample("x", prior(jnp.zeros((3, 2))))
-            numpyro.sample("y", dist.Normal(x, NOISE).to_event(1), obs=y)
+def batched(y=None):
+    with numpyro.plate("i", 3):
+        x = numpyro.sample("x", prior(jnp.zeros((3, 2))))
+        numpyro.sample("y", dist.Normal(x, NOISE).to_event(1), obs=y)
 
-    with pytest.raises(ValueError, match="must be under the context of one event"):
-        nd.infer.TwistedSMC(batched, num_particles=4).run(
+
+def run_mcmc(kernel):
+    mcmc = MCMC(kernel, num_warmup=1, num_samples=1, progress_bar=False)
+    return mcmc.run(jax.random.key(0), jnp.zeros((3, 2)))
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda: nd.infer.TwistedSMC(batched, num_particles=4).run(
             jax.random.key(0), jnp.zeros((3, 2))
-        )
+        ),
+        lambda: run_mcmc(nd.infer.ParticleGibbs(batched)),
+        lambda: run_mcmc(nd.infer.SplitGibbs(batched)),
+        lambda: Predictive(nd.handlers.guide(batched), num_samples=1)(
+            jax.random.key(0), jnp.zeros((3, 2))
+        ),
+    ],
+    ids=["TwistedSMC", "ParticleGibbs", "SplitGibbs", "guide"],
+)
+def test_particles_refuse_a_batch_of_contexts(run):
+    message = r"prior of 'x' must be under the context of one event.*\(3,\)"
+    with pytest.raises(ValueError, match=message):
+        run()
+
+
+def test_a_batched_prior_goes_through_numpyro():
+    """Plates, `expand`, masks and empty values: shapes, and each event its context."""
+    contexts = 10.0 * jnp.arange(3.0)[:, None] + jnp.zeros(2)
+    batch = prior(contexts)
+    wide = batch.expand((4, 3))
+    x = wide.sample(jax.random.key(0), (2,))
+    assert x.shape == (2, 4, 3, 2)
+    assert jnp.all(jnp.abs(x - contexts) < 4.0)
+    assert batch.log_prob(jnp.zeros((0, 1, 2))).shape == (0, 3)
+    assert batch.to_event(1).log_prob(x).shape == (2, 4)
+    found = jax.vmap(lambda c: prior(c).log_prob(jnp.zeros(2)))(contexts)
+    np.testing.assert_allclose(batch.log_prob(jnp.zeros(2)), found)
+
+    def model():
+        with numpyro.plate("copy", 4, dim=-2), numpyro.plate("i", 3, dim=-1):
+            numpyro.sample("x", prior(contexts))
+
+    draws = Predictive(model, num_samples=5)(jax.random.key(0))["x"]
+    assert draws.shape == (5, 4, 3, 2)
+    assert jnp.all(jnp.abs(draws - contexts) < 4.0)
+
+
+def test_bounds_refuse_events_with_contexts():
+    data = jnp.zeros((3, 2)), jnp.zeros((3, 2))
+    for bound in (nd.variational_bound, nd.importance_log_prob):
+        # Here jaxtyping says it, which users have not switched on.
+        with pytest.raises(TypeError, match="data"):
+            bound(reverse(), data, num_steps=4, key=jax.random.key(0))
 
 
 def test_a_prior_wants_its_context():
@@ -241,11 +290,46 @@ def test_fit_learns_what_the_context_says():
         ((np.ones((8, 2)), np.ones((7, 2))), ValueError, "a row for each of the 8"),
         ((np.ones((8, 2)), np.ones((8, 3))), ValueError, "end in the shapes"),
         ((np.ones((8, 2)), "abc"), TypeError, "tree of arrays of real numbers"),
+        ((np.ones((8, 2)), np.full((8, 2), np.nan)), ValueError, "must be finite"),
+        ((np.ones((8, 2)), np.ones((8, 5, 2))), ValueError, "one for each event"),
     ],
 )
 def test_fit_refuses_events_without_their_context(data, error, message):
     with pytest.raises(error, match=message):
         nd.fit(reverse(), data, key=jax.random.key(0), num_steps=1)
+
+
+def test_fit_refuses_a_process_under_many_contexts():
+    """Shuffled events would be paired with them by their places."""
+    with pytest.raises(ValueError, match="under no context, or that of one event"):
+        nd.fit(
+            reverse().given(jnp.zeros((8, 2))),
+            np.random.default_rng(0).normal(size=(64, 2)),
+            key=jax.random.key(0),
+            num_steps=1,
+        )
+
+
+@pytest.mark.gate
+def test_another_context_of_the_validation_is_another_run(tmp_path):
+    rng = np.random.default_rng(0)
+    x, c = rng.normal(size=(64, 2)), rng.normal(size=(64, 2))
+    network = nd.networks.MLP(
+        (2,), width=4, depth=1, context_shape=(2,), key=jax.random.key(0)
+    )
+    run = lambda c: nd.fit(
+        reverse(network),
+        lambda key, step: (x, x),
+        key=jax.random.key(0),
+        num_steps=2,
+        validation=(x, c),
+        checkpoint=tmp_path / "run",
+        progress_bar=False,
+    )
+    run(c)
+    run(c)
+    with pytest.raises(ValueError, match="context of validation"):
+        run(c[::-1])
 
 
 def test_fit_refuses_a_context_that_nobody_takes():

@@ -221,6 +221,11 @@ def _checked(
 ) -> float:
     """Refuse what neither bound can work with; the unit as a number."""
     checked_instance(caller, "reverse", reverse, AbstractReverse, "fit(...).reverse")
+    if isinstance(data, tuple):
+        raise TypeError(
+            f"{caller}: data must be an array of events, got a tuple; of a process that "
+            "takes a context, evaluate reverse.given(context) of one context at a time."
+        )
     checked_array(caller, "data", data, shape="(num, *event)", least_ndim=1, empty=True)
     checked_key(caller, "key", key)
     reverse.check_grid(caller, checked_integer(caller, "num_steps", num_steps))

@@ -84,9 +84,11 @@ class ParticleSweep(eqx.Module):
         batch_size: Particles that the guidance sees at a time, a divisor of their
             number; None for all.
         moves: Of the other latents, of one problem; None if they travel as they are.
-        num_runs: Runs side by side that know nothing of each other but share the calls of
-            the network; without other latents. A reference is the first one's. Columns of
-            weights are problem after problem of the first run, then those of the next.
+        num_runs: Runs side by side that share the calls of the network; without other
+            latents. What a guidance tells from all rows, as the temperature of `Averaged`,
+            is one for all of them, and else they know nothing of each other. A reference
+            is the first one's. Columns of weights are problem after problem of the first
+            run, then those of the next.
 
     Raises:
         TypeError: An argument is of another kind.
@@ -142,6 +144,11 @@ class ParticleSweep(eqx.Module):
             others: Other latents of each particle, leaves of shape (num, ...).
             reference: What particle 0 is held at (conditional methods).
         """
+        if self.num_runs > 1 and jax.tree.leaves(others):
+            raise ValueError(
+                "ParticleSweep: others must be left out where there are several runs, got "
+                f"some with num_runs={self.num_runs}."
+            )
         num_problems = self.num_runs * shape[0]
         stack_shape = (self.num_particles * num_problems, *shape[1:])
         likelihoods = self._likelihoods(others, self.num_particles)

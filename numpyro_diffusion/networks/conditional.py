@@ -12,6 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
 from numpyro_diffusion.checks import checked_callable
@@ -28,9 +29,13 @@ class Conditional(eqx.Module):
         context: The context; None before there is one. Leaves may have further axes in
             front, the same for all: a context for each of several events.
 
+    A network that has a method `check_contexts`, as those of this library, is asked what it
+    thinks of new ones.
+
     Raises:
         TypeError: `network` is no function, or the context is no tree of arrays of numbers.
-        ValueError: A context is not like the example.
+        ValueError: A context is not like the example, or, as far as its values are known,
+            not finite.
 
     **Example:**
         ```python
@@ -120,6 +125,8 @@ class Conditional(eqx.Module):
                 "Conditional: context must have leaves whose leading axes go together, "
                 f"got {fronts}."
             ) from None
+        if check := getattr(self.network, "check_contexts", None):
+            check(found)
         return jax.tree.map(
             lambda leaf, like: jnp.broadcast_to(leaf, front + like.shape),
             found,
@@ -131,14 +138,16 @@ def _arrays(name: str, tree: Any) -> PyTree[Array]:
     """A tree whose leaves are arrays of numbers."""
 
     def converted(leaf: Any) -> Array:
-        if isinstance(leaf, jax.Array):
-            return leaf
-        array = np.asarray(leaf)
-        if not jnp.issubdtype(array.dtype, jnp.number):
+        array = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+        is_real = jnp.issubdtype(array.dtype, jnp.floating)
+        if not (is_real or jnp.issubdtype(array.dtype, jnp.integer)):
             raise TypeError(
-                f"Conditional: {name} must be a tree of arrays of numbers, got "
-                f"{type(leaf).__name__}."
+                f"Conditional: {name} must be a tree of arrays of real numbers or "
+                f"integers, got {array.dtype}."
             )
+        is_known = not isinstance(array, Tracer)
+        if is_real and is_known and not np.all(np.isfinite(np.asarray(array, float))):
+            raise ValueError(f"Conditional: {name} must be finite, got {leaf}.")
         return jnp.asarray(leaf)
 
     if not jax.tree.leaves(tree):

@@ -8,6 +8,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Num, PRNGKeyArray
 
 from numpyro_diffusion.networks._common import dense, positive_int, positive_ints
@@ -51,7 +53,10 @@ class ContextEmbedding(eqx.Module):
         """Embed one context."""
         context = jnp.asarray(context)
         if self.table is not None:
-            return self.table[context.astype(int)]
+            assert self.num_classes is not None
+            # What is no class must not pass for the nearest one.
+            is_one = (context >= 0) & (context < self.num_classes)
+            return jnp.where(is_one, self.table[context], jnp.nan)
         assert self.hidden is not None
         assert self.out is not None
         flat = context.reshape(-1).astype(self.hidden.weight.dtype)
@@ -77,10 +82,13 @@ def checked_context(
     return None if shape is None else positive_ints(owner, "context_shape", shape), None
 
 
-def check_context(owner: str, shape: tuple[int, ...] | None, context: Any) -> None:
+def check_context(
+    owner: str, shape: tuple[int, ...] | None, num_classes: int | None, context: Any
+) -> None:
     """Refuse a call whose context is not what the constructor was told.
 
     Raises:
+        TypeError: It is no integer, but a class.
         ValueError: It is missing, of another shape, or there should be none.
     """
     if (shape is None) != (context is None):
@@ -93,4 +101,37 @@ def check_context(owner: str, shape: tuple[int, ...] | None, context: Any) -> No
         raise ValueError(
             f"{owner}: context must have shape {shape}, got {jnp.shape(context)}. For a "
             "batch, use jax.vmap."
+        )
+    if num_classes is None:
+        return
+    dtype = jnp.result_type(context)
+    if not jnp.issubdtype(dtype, jnp.integer):
+        raise TypeError(
+            f"{owner}: context must be a class, an integer from 0 to {num_classes - 1}, "
+            f"got {dtype}."
+        )
+
+
+def check_classes(owner: str, num_classes: int | None, contexts: Any) -> None:
+    """Refuse contexts, as far as their values are known, that are no classes.
+
+    Raises:
+        TypeError: They are no integers.
+        ValueError: One is negative, or not below the number of classes.
+    """
+    if num_classes is None:
+        return
+    dtype = jnp.result_type(contexts)
+    if not jnp.issubdtype(dtype, jnp.integer):
+        raise TypeError(
+            f"{owner}: context must hold classes, integers from 0 to {num_classes - 1}, "
+            f"got {dtype}."
+        )
+    if isinstance(contexts, Tracer) or np.size(contexts) == 0:
+        return
+    low, high = int(np.min(contexts)), int(np.max(contexts))
+    if low < 0 or high >= num_classes:
+        raise ValueError(
+            f"{owner}: context must hold classes from 0 to {num_classes - 1}, got values "
+            f"from {low} to {high}."
         )

@@ -26,6 +26,7 @@ from numpyro_diffusion.networks._common import (
 )
 from numpyro_diffusion.networks.context_embedding import (
     ContextEmbedding,
+    check_classes,
     check_context,
     checked_context,
 )
@@ -137,6 +138,15 @@ class MLP(eqx.Module):
                 key=jr.fold_in(embed_key, 1),
             )
 
+    def check_contexts(self, contexts: Num[Array, "..."]) -> None:
+        """Refuse contexts that are no classes, where the network wants some.
+
+        Raises:
+            TypeError: They are no integers.
+            ValueError: One is negative, or not below the number of classes.
+        """
+        check_classes("MLP", self.num_classes, contexts)
+
     def __call__(
         self,
         x: Float[Array, "*event"],
@@ -158,7 +168,7 @@ class MLP(eqx.Module):
                 missing or of another shape.
         """
         check_event("MLP", self.event_shape, x, t)
-        check_context("MLP", self.context_shape, context)
+        check_context("MLP", self.context_shape, self.num_classes, context)
         # A time in double precision must not drag the whole network there.
         embedding = self.embed(t).astype(x.dtype)
         if self.embed_context is not None:

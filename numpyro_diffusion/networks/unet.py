@@ -32,6 +32,7 @@ from numpyro_diffusion.networks._common import (
 )
 from numpyro_diffusion.networks.context_embedding import (
     ContextEmbedding,
+    check_classes,
     check_context,
     checked_context,
 )
@@ -111,9 +112,9 @@ class UNet(eqx.Module):
             attention: Whether the lowest level attends to itself, which costs the
                 square of its number of pixels.
             time_width: Length of the time's embedding.
-            context_shape: Shape of a context of numbers; `()` for one number. One that
-                starts with `(height, width)` is a field on the image's own grid and is
-                seen as further channels. By default the network takes none.
+            context_shape: Shape of a context of numbers; `()` for one number. `(height,
+                width)`, or that and a number of channels, is a field on the image's own
+                grid, seen as further channels. By default the network takes none.
             num_classes: Number of classes, for a context that is an integer below it.
             key: Random key, used once.
 
@@ -206,6 +207,15 @@ class UNet(eqx.Module):
             for into, k in zip(inputs, jr.split(key, self.num_blocks), strict=True)
         )
 
+    def check_contexts(self, contexts: Num[Array, "..."]) -> None:
+        """Refuse contexts that are no classes, where the network wants some.
+
+        Raises:
+            TypeError: They are no integers.
+            ValueError: One is negative, or not below the number of classes.
+        """
+        check_classes("UNet", self.num_classes, contexts)
+
     def __call__(
         self,
         x: Float[Array, "*event"],
@@ -227,7 +237,7 @@ class UNet(eqx.Module):
                 missing or of another shape.
         """
         check_event("UNet", self.event_shape, x, t)
-        check_context("UNet", self.context_shape, context)
+        check_context("UNet", self.context_shape, self.num_classes, context)
         # A time in double precision must not drag the whole network there.
         embedding = self.embed(t).astype(x.dtype)
         height, width = self.event_shape[:2]

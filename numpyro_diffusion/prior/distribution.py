@@ -240,9 +240,9 @@ class DiffusionPrior(dist.Distribution):
         return found.reshape(batch_shape + found.shape[1:])
 
     def log_prob(self, value: Array, intermediates: Any = None) -> Float[Array, "..."]:
-        """Log density in nats, shape `value.shape[: -len(event_shape)]`.
+        """Log density in nats, of the shape of the axes in front of the event.
 
-        With a `batch_shape`, the axes in front of the event are broadcast against it.
+        With a `batch_shape`, these are broadcast against it.
 
         Raises:
             NotImplementedError: The prior is over bits (a RuntimeError under `jit`).
@@ -258,8 +258,8 @@ class DiffusionPrior(dist.Distribution):
                 f"{value.shape}."
             )
         if value.size == 0:  # NumPyro's validation divides by the number of events
-            event_ndim = len(self.event_shape)
-            return jnp.zeros(value.shape[: value.ndim - event_ndim])
+            front = value.shape[: value.ndim - len(event)]
+            return jnp.zeros(jnp.broadcast_shapes(front, self.batch_shape))
         return self._log_prob(value)
 
     @validate_sample

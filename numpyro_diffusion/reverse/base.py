@@ -159,7 +159,8 @@ class AbstractReverse(eqx.Module):
         """
         raise TypeError(
             f"{type(self).__name__}: the process must take a context, as one with a "
-            f"networks.Conditional network does, to be under one, got {context!r}."
+            "networks.Conditional network does, to be under one, got shapes "
+            f"{jax.tree.map(jnp.shape, context)}."
         )
 
     def of_one_event(self) -> "AbstractReverse":

@@ -1,5 +1,6 @@
 """What `fit` refuses: data that a process cannot learn from, networks that do not fit."""
 
+import operator
 import os
 from typing import Any
 
@@ -26,6 +27,8 @@ _SAMPLE = 1024
 # Fewer say nothing of a variance: the mean square of three normal numbers is below a tenth
 # once in thirty times.
 _ENOUGH = 32
+# Contexts that are looked at at a time.
+_PIECE = 4096
 
 
 def check_events(
@@ -50,7 +53,7 @@ def check_events(
     _check_finite(name, found)
     x0 = np.asarray(standardised(scaling, found))
     reverse.check_data(f"fit: {name}", x0)
-    _check_context(reverse, events.take_context(slice(0, 1)), name)
+    _check_context(reverse, events.context, len(events.array), name)
     _check_network(reverse.of_one_event(), events.event_shape, x0.dtype, name)
     if is_small and scaling is not None:
         for piece in events.pieces():
@@ -81,7 +84,7 @@ def check_first_batch(
             f"{len(batch)}."
         )
     _check_finite("the first batch of data", batch)
-    _check_context(reverse, source.first_context, "the first batch of data")
+    _check_context(reverse, source.first_context, len(batch), "the first batch of data")
     if len(batch) >= _ENOUGH:
         x0 = np.asarray(standardised(scaling, batch))
         reverse.check_data("fit: the first batch of data", x0)
@@ -175,16 +178,34 @@ def check_losses(
 
 
 def _check_context(
-    reverse: AbstractTrainableReverse, context: PyTree[np.ndarray] | None, name: str
+    reverse: AbstractTrainableReverse,
+    context: PyTree[np.ndarray] | None,
+    num_events: int,
+    name: str,
 ) -> None:
     """Refuse events without the context that a process wants, or with another.
 
     Raises:
         TypeError: There is a context that the process does not take.
-        ValueError: It is missing, or of other shapes.
+        ValueError: It is missing, not finite, or of other shapes.
     """
     if context is not None:
-        reverse.given(context)
+        for start in range(0, num_events, _PIECE):
+            num = min(_PIECE, num_events - start)
+            rows = slice(start, start + num)
+            piece = jax.tree.map(operator.itemgetter(rows), context)
+            found = reverse.given(piece).context_shape
+            if found != (num,):
+                raise ValueError(
+                    f"fit: the context of {name} must be one for each event, got {num} "
+                    f"rows for a batch of shape {found}."
+                )
+    elif reverse.context_shape:
+        raise ValueError(
+            "fit: reverse must be under no context, or that of one event, got contexts for "
+            f"a batch of shape {reverse.context_shape}; those of {name} come with it, as "
+            "(events, contexts)."
+        )
     elif reverse.wants_context:
         raise ValueError(
             f"fit: {name} must be a tuple (events, contexts) for a "

@@ -223,6 +223,8 @@ def fit(
         }
         if isinstance(train, Events) and train.context is not None:
             settings["context"] = train.context
+        if validation is not None and held_out.context is not None:
+            settings["context of validation"] = held_out.context
         if num_error_knots:  # checkpoints of runs without them stay as they were
             settings["num_error_knots"] = num_error_knots
         if num_error_components:
@@ -233,7 +235,10 @@ def fit(
             (source.batch_size, *leaf.shape[1:]),
             jax.dtypes.canonicalize_dtype(leaf.dtype),
         )
-        context = jax.tree.map(like, held_out.context)
+        contexts = train.context if isinstance(train, Events) else None
+        if isinstance(source, FromFunction):
+            contexts = source.first_context
+        context = jax.tree.map(like, contexts)
         identity = _identity(settings, optimizer, step, state, (events, context))
     saved.check(identity)
 

@@ -71,6 +71,9 @@ class Checkpoint:
         stored = self._header["identity"]
         for name in (*identity, *stored):
             theirs, ours = stored.get(name, "absent"), identity.get(name, "absent")
+            # What is left out now may not have been thought of when the file was written.
+            if {theirs, ours} <= {"absent", "None"}:
+                continue
             if theirs != ours:
                 raise ValueError(
                     f"fit: the checkpoint {self._path} belongs to another run: its "

@@ -66,13 +66,23 @@ def test_under_many_contexts_it_answers_nothing():
             r"end in the shapes.*\(3,\)",
         ),
         ({"scale": 1.0, "shift": 1.0}, ValueError, "end in the shapes"),
-        ({"scale": "a", "shift": jnp.ones(2)}, TypeError, "arrays of numbers, got str"),
+        (
+            {"scale": "a", "shift": jnp.ones(2)},
+            TypeError,
+            "or integers, got <U1",
+        ),
         (
             {"scale": jnp.ones(3), "shift": jnp.ones((4, 2))},
             ValueError,
             "leading axes go together",
         ),
         ({}, TypeError, "at least one array"),
+        ({"scale": True, "shift": jnp.ones(2)}, TypeError, "integers, got bool"),
+        (
+            {"scale": np.nan, "shift": jnp.ones(2)},
+            ValueError,
+            "must be finite, got nan",
+        ),
     ],
 )
 def test_contexts_of_other_kinds_are_refused(context, error, message):
@@ -160,3 +170,19 @@ def test_a_network_without_context_draws_the_weights_it_always_drew():
     told = MLP((2,), width=4, depth=1, time_width=4, context_shape=(1,), key=jr.key(3))
     np.testing.assert_array_equal(net.first.weight, told.first.weight)
     np.testing.assert_array_equal(net.embed.out.weight, told.embed.out.weight)
+
+
+def test_what_is_no_class_is_refused():
+    net = filled(MLP, event_shape=(3,), width=8, depth=1, time_width=4, num_classes=3)
+    under = Conditional(net, jnp.array(0)).under
+    for classes in (jnp.array([0, 3]), jnp.array(-1)):
+        with pytest.raises(ValueError, match="classes from 0 to 2, got values from"):
+            under(classes)
+    with pytest.raises(TypeError, match="integers from 0 to 2, got float"):
+        under(jnp.array(1.7))
+    with pytest.raises(TypeError, match="an integer from 0 to 2, got float"):
+        net(jnp.ones(3), TIME, jnp.array(1.7))
+    # Under `jit` nobody can be told; it does not pass for the nearest class.
+    for k, is_one in ((2, True), (3, False), (-1, False)):
+        answer = jax.jit(lambda k: net(jnp.ones(3), TIME, k))(jnp.array(k))
+        assert np.all(np.isfinite(answer)) == is_one
