@@ -276,7 +276,7 @@ def test_function_is_named(path, function, name):
     ("value", "what"),
     [
         (1j, "builtins.complex"),
-        ({"a": 1}, "builtins.dict"),
+        ({1: "a"}, "builtins.dict"),
         (int, "builtins.type"),
         (object(), "builtins.object"),
     ],

@@ -10,7 +10,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from numpyro_diffusion.networks import UNet
+from numpyro_diffusion.networks import UNet, unet_blocks
 from numpyro_diffusion.networks import unet as room
 from numpyro_diffusion.networks._common import mean_pool, upsample
 
@@ -115,7 +115,7 @@ def test_group_norm_is_equinoxs(getkey):
     weight, bias = (jnp.asarray(np.linspace(-1, 2, 6) ** n) for n in (1, 2))
     where = lambda norm: (norm.weight, norm.bias)
     reference = eqx.tree_at(where, reference, (weight, bias))
-    norm = eqx.tree_at(where, room._GroupNorm(3, 6), (weight, bias))
+    norm = eqx.tree_at(where, unet_blocks.GroupNorm(3, 6), (weight, bias))
     x = 5 + jr.normal(getkey(), (4, 3, 6))
     expected = jit(lambda x: jnp.moveaxis(reference(jnp.moveaxis(x, -1, 0)), 0, -1))
     np.testing.assert_allclose(jit(norm)(x), expected(x), rtol=1e-10)
@@ -163,7 +163,7 @@ def test_new_network_is_zero_and_its_blocks_their_shortcut(getkey):
     assert wider.shortcut is not None
     wide = jit(wider)(h, embedding)
     np.testing.assert_allclose(wide, wider.shortcut(h), rtol=1e-12)
-    attend = room._Attention(4, 2, key=getkey())
+    attend = unet_blocks.Attention(4, 2, key=getkey())
     np.testing.assert_array_equal(jit(attend)(h), h)
 
 
