@@ -175,7 +175,7 @@ def independent_smc(
         split(runs.moved)[0] | accepted,
         accepted,
         taken(runs.ess),
-        jnp.sum(jnp.stack(split(runs.num_undefined)), axis=0),
+        jnp.sum(runs.num_undefined.reshape(2, -1), axis=0),
     )
 
 

@@ -308,9 +308,10 @@ class ParticleSweep(eqx.Module):
             record = StepRecord(ancestors, ess, needed, level)
             return jnp.where(needed, level, log_weights), record
 
-        keys, is_held = jax.random.split(key, num_columns), jnp.arange(num_columns)
+        keys = jax.random.split(key, num_columns)
+        is_held = jnp.arange(num_columns) < num_held
         out_axes = (1, StepRecord(1, 0, 0, 0))  # pyright: ignore[reportArgumentType]
-        return jax.vmap(one, (0, 1, 0), out_axes)(keys, log_weights, is_held < num_held)
+        return jax.vmap(one, (0, 1, 0), out_axes)(keys, log_weights, is_held)
 
 
 def checked_trajectory(caller: str, path: Any, grid: Any) -> None:

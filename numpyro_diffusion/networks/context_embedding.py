@@ -22,14 +22,12 @@ class ContextEmbedding(eqx.Module):
     arXiv:2105.05233, section 3, for classes).
 
     Attributes:
-        shape: Of one context.
         num_classes: Number of classes, if the context is an integer below it.
     """
 
     hidden: eqx.nn.Linear | None
     out: eqx.nn.Linear | None
     table: Float[Array, "num_classes width"] | None
-    shape: tuple[int, ...] = eqx.field(static=True)
     num_classes: int | None = eqx.field(static=True)
 
     def __init__(
@@ -41,7 +39,7 @@ class ContextEmbedding(eqx.Module):
         key: PRNGKeyArray,
     ) -> None:
         hidden_key, out_key = jr.split(key)
-        self.shape, self.num_classes = shape, num_classes
+        self.num_classes = num_classes
         self.hidden = self.out = self.table = None
         if num_classes is None:
             self.hidden = eqx.nn.Linear(math.prod(shape), width, key=hidden_key)
@@ -102,14 +100,8 @@ def check_context(
             f"{owner}: context must have shape {shape}, got {jnp.shape(context)}. For a "
             "batch, use jax.vmap."
         )
-    if num_classes is None:
-        return
-    dtype = jnp.result_type(context)
-    if not jnp.issubdtype(dtype, jnp.integer):
-        raise TypeError(
-            f"{owner}: context must be a class, an integer from 0 to {num_classes - 1}, "
-            f"got {dtype}."
-        )
+    if num_classes is not None:
+        _check_integers(owner, "be a class, an integer", num_classes, context)
 
 
 def check_classes(owner: str, num_classes: int | None, contexts: Any) -> None:
@@ -121,12 +113,7 @@ def check_classes(owner: str, num_classes: int | None, contexts: Any) -> None:
     """
     if num_classes is None:
         return
-    dtype = jnp.result_type(contexts)
-    if not jnp.issubdtype(dtype, jnp.integer):
-        raise TypeError(
-            f"{owner}: context must hold classes, integers from 0 to {num_classes - 1}, "
-            f"got {dtype}."
-        )
+    _check_integers(owner, "hold classes, integers", num_classes, contexts)
     if isinstance(contexts, Tracer) or np.size(contexts) == 0:
         return
     low, high = int(np.min(contexts)), int(np.max(contexts))
@@ -134,4 +121,13 @@ def check_classes(owner: str, num_classes: int | None, contexts: Any) -> None:
         raise ValueError(
             f"{owner}: context must hold classes from 0 to {num_classes - 1}, got values "
             f"from {low} to {high}."
+        )
+
+
+def _check_integers(owner: str, what: str, num_classes: int, context: Any) -> None:
+    """Refuse classes that are no integers."""
+    dtype = jnp.result_type(context)
+    if not jnp.issubdtype(dtype, jnp.integer):
+        raise TypeError(
+            f"{owner}: context must {what} from 0 to {num_classes - 1}, got {dtype}."
         )

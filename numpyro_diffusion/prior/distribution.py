@@ -229,12 +229,14 @@ class DiffusionPrior(dist.Distribution):
         """
         reverse = self.reverse
         if reverse.context_shape:
-            fronts = lambda leaf: leaf.shape[len(self.batch_shape) :]
-            spread = lambda leaf: jnp.broadcast_to(leaf, batch_shape + fronts(leaf))
-            context = jax.tree.map(
-                lambda leaf: _flat(spread(leaf), len(batch_shape)), reverse.context
-            )
-            reverse = reverse.given(context)
+
+            def spread(leaf: Array) -> Array:
+                of_one = leaf.shape[len(self.batch_shape) :]
+                return _flat(
+                    jnp.broadcast_to(leaf, batch_shape + of_one), len(batch_shape)
+                )
+
+            reverse = reverse.given(jax.tree.map(spread, reverse.context))
         flat = [_flat(value, len(batch_shape)) for value in values]
         found = each(function, reverse)(*flat)
         return found.reshape(batch_shape + found.shape[1:])

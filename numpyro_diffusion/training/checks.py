@@ -1,13 +1,11 @@
 """What `fit` refuses: data that a process cannot learn from, networks that do not fit."""
 
-import operator
 import os
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
 
 from numpyro_diffusion.datasets import Scaling
 from numpyro_diffusion.reverse import AbstractTrainableReverse
@@ -53,7 +51,7 @@ def check_events(
     _check_finite(name, found)
     x0 = np.asarray(standardised(scaling, found))
     reverse.check_data(f"fit: {name}", x0)
-    _check_context(reverse, events.context, len(events.array), name)
+    _check_context(reverse, events, name)
     _check_network(reverse.of_one_event(), events.event_shape, x0.dtype, name)
     if is_small and scaling is not None:
         for piece in events.pieces():
@@ -84,7 +82,8 @@ def check_first_batch(
             f"{len(batch)}."
         )
     _check_finite("the first batch of data", batch)
-    _check_context(reverse, source.first_context, len(batch), "the first batch of data")
+    first = Events(batch, np.arange(len(batch)), source.first_context)
+    _check_context(reverse, first, "the first batch of data")
     if len(batch) >= _ENOUGH:
         x0 = np.asarray(standardised(scaling, batch))
         reverse.check_data("fit: the first batch of data", x0)
@@ -178,10 +177,7 @@ def check_losses(
 
 
 def _check_context(
-    reverse: AbstractTrainableReverse,
-    context: PyTree[np.ndarray] | None,
-    num_events: int,
-    name: str,
+    reverse: AbstractTrainableReverse, events: Events, name: str
 ) -> None:
     """Refuse events without the context that a process wants, or with another.
 
@@ -189,11 +185,10 @@ def _check_context(
         TypeError: There is a context that the process does not take.
         ValueError: It is missing, not finite, or of other shapes.
     """
-    if context is not None:
-        for start in range(0, num_events, _PIECE):
-            num = min(_PIECE, num_events - start)
-            rows = slice(start, start + num)
-            piece = jax.tree.map(operator.itemgetter(rows), context)
+    if events.context is not None:
+        for start in range(0, len(events), _PIECE):
+            num = min(_PIECE, len(events) - start)
+            piece = events.take_context(slice(start, start + num))
             found = reverse.given(piece).context_shape
             if found != (num,):
                 raise ValueError(

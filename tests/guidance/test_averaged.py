@@ -101,6 +101,16 @@ def test_power_of_many_rows_is_that_of_some():
     np.testing.assert_allclose(some, half, rtol=0.1)
 
 
+def test_power_does_not_mind_the_order_of_rows():
+    """Particles are exchangeable: on that it rests that one of them may be held."""
+    rng = np.random.default_rng(0)
+    values = -50.0 * rng.random((16, 3000)) ** 2
+    values[:, :1500] *= 30.0  # rows of two runs may be unlike
+    orders = np.arange(3000), rng.permutation(3000), np.arange(3000)[::-1]
+    powers = {float(trusted_power(jnp.asarray(values[:, o]), 0.25)) for o in orders}
+    assert len(powers) == 1
+
+
 @pytest.mark.gate
 def test_evidence_of_two_modes():
     check_mean(evidences(squares, nd.guidance.Averaged()), SQUARES, 0.2)
