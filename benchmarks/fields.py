@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 from gaussian_fields import TRUE_SCALE, Field, make_prior, model
 from numpyro.infer import MCMC, NUTS, Gibbs, Predictive
-from record import machine, signature, today
+from record import keep, machine, read, today, write_table
 
 import numpyro_diffusion as nd
 
@@ -351,8 +351,8 @@ def main() -> None:
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     if options.write:
-        kept = json.loads(RESULTS.read_text())
-        DOCUMENT.write_text(f"{table(kept)}\n\n{signature(kept.values())}")
+        kept = read(RESULTS)
+        write_table(DOCUMENT, table(kept), kept)
         save_picture(kept)
         return
     sizes = QUICK if options.quick else Sizes()
@@ -360,7 +360,6 @@ def main() -> None:
         name, side, scale = options.cell
         print(json.dumps(cell(name, int(side), scale == "unknown", sizes)))
         return
-    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for side in [8] if options.quick else options.sides:
         for name in options.kernels:
             for scale in ("known", "unknown"):
@@ -377,9 +376,8 @@ def main() -> None:
                 for key, value in found.items():
                     shown = f"{value:.4g}" if isinstance(value, float) else value
                     print(f"    {key:24} {shown}", flush=True)
-                kept[f"{name}, {side}, {scale}"] = found
                 if not options.quick:
-                    RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+                    keep(RESULTS, f"{name}, {side}, {scale}", found)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ noise is half as much again as its scale says.
 """
 
 import argparse
-import json
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,19 +25,20 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from numpyro.infer import MCMC, NUTS, Gibbs, Predictive
-from record import machine, signature, today
+from numpyro.infer import MCMC, Predictive
+from record import keep, machine, read, today, write_table
 from scipy.stats import kstest
 from tqdm.auto import tqdm
 
 import numpyro_diffusion as nd
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "examples"))
+import inpaint_mnist as example  # noqa: E402
+
 RESULTS = HERE / "inpaint_coverage.json"
 DOCUMENT = HERE.parent / "docs" / "accuracy_inpainting.md"
-CHAIN_STEPS, NUM_PARTICLES, NUM_THREADS = 10, 12, 2
-COLUMN = np.arange(28)[None, :]
-SEEN = np.broadcast_to((COLUMN < 14) | (COLUMN >= 23), (28, 28))
+NUM_THREADS = 2
 WAYS = {"as it is": 1.0, "noise half as much again (control)": 1.5}
 
 
@@ -46,7 +47,7 @@ def model(prior: Any, factor: Any = 1.0, y: Any = None) -> None:
     sigma = numpyro.sample("sigma", dist.HalfNormal(0.5))
     x = numpyro.sample("x", prior)
     # `factor` is 1 but for the control.
-    pixel = dist.Normal(x, factor * sigma).mask(jnp.asarray(SEEN))
+    pixel = dist.Normal(x, factor * sigma).mask(jnp.asarray(example.SEEN))
     numpyro.sample("y", pixel.to_event(2), obs=y)
 
 
@@ -55,8 +56,8 @@ def statistics(draws: dict[str, Any]) -> dict[str, jax.Array]:
     x = draws["x"]
     return {
         "noise scale": draws["sigma"],
-        "hidden ink": jnp.sum(x * ~SEEN, (-1, -2)),
-        "seen ink": jnp.sum(x * SEEN, (-1, -2)),
+        "hidden ink": jnp.sum(x * ~example.SEEN, (-1, -2)),
+        "seen ink": jnp.sum(x * example.SEEN, (-1, -2)),
     }
 
 
@@ -76,12 +77,8 @@ def posterior(
     guided = Predictive(nd.handlers.guide(model), num_samples=1)
     start = guided(start_key, prior, factor, y=y)
     start = {name: start[name][0] for name in ("x", "sigma")}
-    marked = nd.handlers.diffusion_sites(model)
-    block = nd.infer.ParticleGibbs(
-        marked, num_particles=NUM_PARTICLES, independent_every=1, refresh_share=0.0
-    )
     mcmc = MCMC(
-        Gibbs([(block, ["x"]), (NUTS(marked), None)]),
+        example.make_kernel(model),
         num_warmup=num_warmup,
         num_samples=num_samples,
         progress_bar=False,
@@ -94,10 +91,7 @@ def ranks(
     factor: float, num_problems: int, num_warmup: int, num_samples: int
 ) -> dict[str, np.ndarray]:
     """Share of the draws below the truth, for each problem."""
-    shipped = nd.load_pretrained("mnist")
-    prior = nd.DiffusionPrior(
-        shipped.reverse, (28, 28), CHAIN_STEPS, scaling=shipped.scaling
-    )
+    prior = example.make_prior()
 
     def one(seed: int) -> dict[str, Any]:
         truth_key, chain_key = jax.random.split(jax.random.key(seed))
@@ -153,9 +147,9 @@ def main() -> None:
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=list(WAYS))
     options = parser.parse_args()
-    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    kept = read(RESULTS)
     if options.write:
-        DOCUMENT.write_text(f"{table(kept)}\n\n{signature(kept.values())}")
+        write_table(DOCUMENT, table(kept), kept)
         return
     sizes = (4, 2, 4) if options.quick else (100, 20, 100)
     for way in options.ways:
@@ -169,7 +163,7 @@ def main() -> None:
         }
         print(way, kept[way], flush=True)
         if not options.quick:
-            RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+            keep(RESULTS, way, kept[way])
     print(table(kept))
 
 

@@ -24,7 +24,6 @@ the chain and of the scale, 16 in a sweep, tuned to be taken a quarter of the ti
 
 import argparse
 import functools
-import json
 import sys
 import time
 from pathlib import Path
@@ -37,18 +36,19 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from numpyro.infer import NUTS, Gibbs
-from record import machine, signature, today
+from record import keep, machine, read, today, write_table
 
 import numpyro_diffusion as nd
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "examples"))
 import inpaint_mnist as example  # noqa: E402
+from inpaint_mnist import CHAIN_STEPS  # noqa: E402
 from mnist_classes import class_probabilities  # noqa: E402
 
 RESULTS = HERE / "mixing.json"
 DOCUMENT = HERE.parent / "docs" / "mixing_ways.md"
-CHAIN_STEPS, NUM_CHAINS, PCN_MOVES = 10, 4, 16
+NUM_CHAINS, PCN_MOVES = 4, 16
 
 
 class Way(NamedTuple):
@@ -109,10 +109,7 @@ class Drawn(NamedTuple):
 @functools.cache
 def problem() -> tuple[nd.DiffusionPrior, Any, Any]:
     """The example's prior, mask and observation."""
-    shipped = nd.load_pretrained("mnist")
-    prior = nd.DiffusionPrior(
-        shipped.reverse, (28, 28), CHAIN_STEPS, scaling=shipped.scaling
-    )
+    prior = example.make_prior(CHAIN_STEPS)
     _, seen, y = example.observe(
         jax.random.key(2), (example.OPEN_DIGIT,), example.TRUE_SCALE
     )
@@ -341,24 +338,24 @@ def main() -> None:
     parser.add_argument("--ways", nargs="*", default=names, choices=names)
     options = parser.parse_args()
     sizes = QUICK if options.quick else Sizes()
-    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    kept = read(RESULTS)
     if options.write:
-        DOCUMENT.write_text(f"{table(kept)}\n\n{signature(kept.values())}")
+        write_table(DOCUMENT, table(kept), kept)
         return
 
-    def keep(name: str, found: dict[str, Any]) -> None:
+    def note(name: str, found: dict[str, Any]) -> None:
         kept[name] = {**found, "date": today(), "machine": machine()}
         print(name, found, flush=True)
         if not options.quick:
-            RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+            keep(RESULTS, name, kept[name])
 
     if options.quick or "reference" not in kept:
-        keep("reference", reference(sizes))
+        note("reference", reference(sizes))
     for way in options.ways:
         began = time.perf_counter()
         drawn = by_noises(sizes) if way == PCN else by_particles(WAYS[way], sizes)
         seconds = time.perf_counter() - began
-        keep(way, {**judged(drawn, kept["reference"]), "seconds": round(seconds)})
+        note(way, {**judged(drawn, kept["reference"]), "seconds": round(seconds)})
     print(table(kept))
 
 

@@ -19,7 +19,6 @@ an unknown noise.
 """
 
 import argparse
-import json
 import time
 import warnings
 from collections.abc import Callable
@@ -33,7 +32,7 @@ import posterior_accuracy as mixture
 import torch
 from fields import sliced_wasserstein as distance_of_fields
 from gaussian_fields import TRUE_SCALE, Field, make_prior, model, spectrum
-from record import machine, signature, today
+from record import keep, machine, read, today, write_table
 from torch import nn
 
 import numpyro_diffusion as nd
@@ -372,18 +371,18 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", default=names, choices=names)
     parser.add_argument("--parts", nargs="*", default=["mixture", "fields"])
     options = parser.parse_args()
-    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    kept = read(RESULTS)
     if options.write:
-        DOCUMENT.write_text(f"{table(kept)}\n\n{signature(kept.values())}")
+        write_table(DOCUMENT, table(kept), kept)
         return
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     sizes = QUICK if options.quick else Sizes()
 
-    def keep(name: str, found: dict[str, Any]) -> None:
+    def note(name: str, found: dict[str, Any]) -> None:
         print(name, {k: np.round(np.mean(v), 3) for k, v in found.items()}, flush=True)
         kept[name] = {**found, "date": today(), "machine": machine()}
         if not options.quick:
-            RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+            keep(RESULTS, name, kept[name])
 
     for name in options.methods:
         if "mixture" in options.parts:
@@ -391,10 +390,10 @@ def main() -> None:
                 for d in (8, 80):
                     for d_y in (1, 2, 4):
                         found = mixture_cell(name, d, d_y, sizes)
-                        keep(f"mixture, {name}, {d}, {d_y}", found)
+                        note(f"mixture, {name}, {d}, {d_y}", found)
         if "fields" in options.parts:
             for side in sizes.sides:
-                keep(f"field, {name}, {side}", field_cell(name, side, sizes))
+                note(f"field, {name}, {side}", field_cell(name, side, sizes))
     print(table(kept))
 
 

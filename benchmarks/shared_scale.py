@@ -21,7 +21,6 @@ must fail.
 """
 
 import argparse
-import json
 import time
 import warnings
 from pathlib import Path
@@ -32,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from record import machine, signature, today
+from record import keep, machine, read, today, write_table
 from scipy.special import logsumexp
 from scipy.stats import kstest, norm
 
@@ -223,9 +222,9 @@ def main() -> None:
     parser.add_argument("--priors", nargs="*", default=list(PRIORS), choices=PRIORS)
     parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=list(WAYS))
     options = parser.parse_args()
-    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    kept = read(RESULTS)
     if options.write:
-        DOCUMENT.write_text(f"{table(kept)}\n\n{signature(kept.values())}")
+        write_table(DOCUMENT, table(kept), kept)
         return
     sizes = QUICK if options.quick else Sizes()
     # The control says how few scales it has left; that is what it is there for.
@@ -239,9 +238,10 @@ def main() -> None:
             }
             found["seconds"] = round(time.perf_counter() - began)
             print(name, way, {k: round(v, 4) for k, v in found.items()}, flush=True)
-            kept[f"{name}: {way}"] = {**found, "date": today(), "machine": machine()}
+            row = {**found, "date": today(), "machine": machine()}
+            kept[f"{name}: {way}"] = row
             if not options.quick:
-                RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+                keep(RESULTS, f"{name}: {way}", row)
     print(table(kept))
 
 

@@ -39,8 +39,32 @@ import numpyro_diffusion as nd
 TRUE_SCALE = 0.7
 OPEN_DIGIT = 7
 """A test digit, a nine; with its right side hidden it may be a five or a four."""
+CHAIN_STEPS, NUM_PARTICLES = 10, 8
+COLUMN = np.arange(28)[None, :]
+SEEN = np.broadcast_to((COLUMN < 14) | (COLUMN >= 23), (28, 28))
+"""Which pixels are seen: a third of the columns is hidden."""
 SHOWN_SHARE = 0.05
 """Classes of a smaller probability than this are left out of the summary."""
+
+
+def make_prior(chain_steps: int = CHAIN_STEPS) -> nd.DiffusionPrior:
+    """The shipped prior of MNIST's digits, with fewer steps than it came with.
+
+    A fifth of them does: at this noise nobody sees the difference.
+    """
+    shipped = nd.load_pretrained("mnist")
+    return nd.DiffusionPrior(
+        shipped.reverse, (28, 28), chain_steps, scaling=shipped.scaling
+    )
+
+
+def make_kernel(model: Any, num_particles: int = NUM_PARTICLES) -> Gibbs:
+    """ParticleGibbs for the digits, with a whole run in every sweep, and NUTS."""
+    marked = nd.handlers.diffusion_sites(model)
+    block = nd.infer.ParticleGibbs(
+        marked, num_particles=num_particles, independent_every=1, refresh_share=0.0
+    )
+    return Gibbs([(block, ["x"]), (NUTS(marked), None)])
 
 
 def make_model(prior: nd.DiffusionPrior, num_digits: int) -> Any:
@@ -61,8 +85,7 @@ def observe(
 ) -> tuple[Any, Any, Any]:
     """Some test digits, which of their pixels are seen, and the noisy observation."""
     truth = jnp.asarray(test_digits().images[np.asarray(digits)])
-    column = jnp.arange(28)[None, :]
-    seen = jnp.broadcast_to((column < 14) | (column >= 23), truth.shape)
+    seen = jnp.broadcast_to(SEEN, truth.shape)
     return truth, seen, truth + true_scale * jax.random.normal(key, truth.shape)
 
 
@@ -92,12 +115,8 @@ def run_chains(
     num_chains: int,
 ) -> MCMC:
     """Chains in parallel, from draws of the prior that differ in scale and kind."""
-    marked = nd.handlers.diffusion_sites(model)
-    block = nd.infer.ParticleGibbs(
-        marked, num_particles=num_particles, independent_every=1, refresh_share=0.0
-    )
     mcmc = MCMC(
-        Gibbs([(block, ["x"]), (NUTS(marked), None)]),
+        make_kernel(model, num_particles),
         num_warmup=num_warmup,
         num_samples=num_samples,
         num_chains=num_chains,
@@ -166,19 +185,15 @@ def main(
     num_warmup: int = 100,
     num_samples: int = 1300,
     num_chains: int = 4,
-    num_particles: int = 8,
-    chain_steps: int = 10,
+    num_particles: int = NUM_PARTICLES,
+    chain_steps: int = CHAIN_STEPS,
     out: str = "out",
 ) -> Any:
     """Run the inference; returns the ArviZ data."""
     start = time.perf_counter()
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    # A fifth of the steps of the shipped prior: at this noise nobody sees the difference.
-    shipped = nd.load_pretrained("mnist")
-    prior = nd.DiffusionPrior(
-        shipped.reverse, (28, 28), chain_steps, scaling=shipped.scaling
-    )
+    prior = make_prior(chain_steps)
     truth, seen, y = observe(jax.random.key(2), digits, true_scale)
     print(f"{num_chains} chains of {num_warmup + num_samples} sweeps, in parallel ...")
     mcmc = run_chains(
