@@ -96,8 +96,8 @@ class Sizes(NamedTuple):
     num_directions: int = 1000
     gibbs_chains: int = 4
     gibbs_warmup: int = 20
-    gibbs_steps: int = 300
-    num_particles: int = 8
+    gibbs_steps: int = 100
+    num_particles: int = 32
     training_steps: int = 20_000
 
 
@@ -323,10 +323,8 @@ def dps(key: jax.Array, problem: Problem, sizes: Sizes) -> Answer:
 
 def _gibbs(key: Any, arguments: tuple, y: Any, sizes: Sizes) -> Any:
     start_key, chain_key = jax.random.split(key)
-    guided = Predictive(
-        nd.handlers.guide(model, ISOTROPIC), num_samples=sizes.gibbs_chains
-    )
-    starts = {"x": guided(start_key, *arguments, y=y)["x"]}
+    from_prior = Predictive(model, num_samples=sizes.gibbs_chains)
+    starts = {"x": from_prior(start_key, *arguments)["x"]}
     mcmc = MCMC(
         nd.infer.ParticleGibbs(
             model,
@@ -348,7 +346,7 @@ def _gibbs(key: Any, arguments: tuple, y: Any, sizes: Sizes) -> Any:
 def particle_gibbs(
     keys: jax.Array, problems: Sequence[Problem], sizes: Sizes, learned: Any = None
 ) -> list[Answer]:
-    """`ParticleGibbs` from guided draws, all problems side by side."""
+    """`ParticleGibbs` from draws of the prior, all problems side by side."""
     stacked = jax.tree.map(
         lambda *leaves: jnp.stack(leaves) if eqx.is_array(leaves[0]) else leaves[0],
         *(
@@ -534,7 +532,7 @@ ROWS = {
         "in standard units, 4000 particles for 1000 draws", smc_of(TWIST, 4)
     ),
     "gibbs": Row(
-        "ParticleGibbs, 4 chains of 8 particles",
+        "ParticleGibbs, 4 chains of 32 particles, 100 steps",
         particle_gibbs,
         at_once=True,
     ),

@@ -17,13 +17,10 @@ from numpyro_diffusion.guidance import (
 )
 from numpyro_diffusion.guidance.base import check_guidance
 from numpyro_diffusion.model.checks import check_drawable, check_model
+from numpyro_diffusion.model.choice import chosen_sites, followers_of, free_latents
 from numpyro_diffusion.model.messengers import OmitPrior, zeros_like_site
-from numpyro_diffusion.model.problem import (
-    Problem,
-    chosen_sites,
-    followers_of,
-    free_latents,
-)
+from numpyro_diffusion.model.paths import WithPaths
+from numpyro_diffusion.model.problem import Problem
 from numpyro_diffusion.model.sites import is_diffusion_site, traced
 
 __all__ = ["diffusion_sites", "guide"]
@@ -31,7 +28,7 @@ __all__ = ["diffusion_sites", "guide"]
 CALLER = "guide"
 
 
-def diffusion_sites(model: Callable) -> Callable:
+def diffusion_sites(model: Callable, *, paths: bool = False) -> Callable:
     """Mark the diffusion sites of a model, so that no one evaluates their prior.
 
     Particle kernels need only the chain behind a prior, never its density. Other blocks
@@ -39,19 +36,29 @@ def diffusion_sites(model: Callable) -> Callable:
     a NUTS step does not depend on the network. Build all blocks on the one returned
     object.
 
+    Where another block draws a latent that a prior depends on (its `context`), that block
+    must hear what the site says of it. With `paths` it hears the density of the whole
+    trajectory, $p(x_{0:T} | c)$, which the chain knows: the trajectory is a site of its
+    own, called `"x_path"` for a site `"x"`, which is the one that the kernel's block names.
+    It tells so much of the context that this moves slowly; `infer.ParticleMarginal` draws
+    both in one block.
+
     Args:
         model: A NumPyro model.
+        paths: Whether trajectories are sites, in place of their ends.
 
     Returns:
         The model, with the density of its diffusion sites masked. A site that its user
         has masked already is left alone.
 
-    **Limits:** the prior of a marked site must not depend on other latents (through its
-    parameters): what it says about them is masked too, and `infer.ParticleGibbs` refuses
-    such a model. Every marked site needs a kernel that knows its chain: NUTS alone, on a
-    marked model, would take the prior to be flat.
+    **Limits:** without `paths` the prior of a marked site must not depend on latents of
+    other blocks (through its context): what it says about them is masked too, and
+    `infer.ParticleGibbs` refuses such a model. Every marked site needs a kernel that knows
+    its chain: NUTS alone, on a marked model, would take the prior to be flat.
     """
     check_model("diffusion_sites", model, None)
+    if paths:
+        return WithPaths(model)
     return OmitPrior(model, select=is_diffusion_site)
 
 

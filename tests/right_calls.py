@@ -36,6 +36,7 @@ ROOMS = {
 RECORDS = (
     *("FitResult", "ReverseStep", "TiltedStep", "ParticleGibbsState"),
     "ParticleIndependenceState",
+    "ParticleMarginalState",
     *(
         "SplitGibbsState",
         "TwistedSMCPosterior",

@@ -225,7 +225,7 @@ row(
     mean=jnp.full((1, 1, 2), 0.3),
     log_likelihood=quadratic,
 )
-row("handlers.diffusion_sites", model=model)
+row("handlers.diffusion_sites", model=model, paths=False)
 row("handlers.guide", None, model=model, guidance=nd.guidance.DPS(1.0), site="x")
 
 # ---- Inference
@@ -246,6 +246,14 @@ row(
     ("site", "guidance"),
     model=model,
     num_particles=2,
+)
+row(
+    "infer.ParticleMarginal",
+    None,
+    ("site", "guidance"),
+    model=model,
+    num_particles=2,
+    target_accept=0.3,
 )
 row(
     "infer.TwistedSMC",

@@ -147,8 +147,12 @@ def check_guidance(caller: str, guidance: Any) -> None:
     checked_instance(caller, "guidance", guidance, AbstractGuidance, example)
 
 
-def over_stack(function: Callable) -> Callable:
+def over_stack(function: Callable, reverse: AbstractReverse | None = None) -> Callable:
     """Map a function of one event (or its law) over the two axes of a stack.
+
+    With a process it is a function of that and the event, `function(reverse, x)`, and
+    each event is met by the process under its own context. Contexts of a stack have its
+    two axes in front; to particles, which are further problems, they are the same again.
 
     The axes are merged first: under two nested `vmap`s the matrix products of a network
     that multiplies its weights from the left took twice as long (CPU, jax 0.10). For the
@@ -156,6 +160,8 @@ def over_stack(function: Callable) -> Callable:
     chains of 1024 events with Tweedie's covariance took 1.5 times as long.
     """
     checked_callable("over_stack", "function", function, "lambda x: ...")
+    if reverse is not None:
+        return _under_contexts(function, reverse)
 
     def mapped(*stacks: Any) -> Any:
         num_problems, num_copies = jax.tree.leaves(stacks)[0].shape[:2]
@@ -168,6 +174,21 @@ def over_stack(function: Callable) -> Callable:
             lambda leaf: leaf.reshape(num_problems, num_copies, *leaf.shape[1:]),
             results,
         )
+
+    return mapped
+
+
+def _under_contexts(function: Callable, reverse: AbstractReverse) -> Callable:
+    """The part of `over_stack` that knows of contexts."""
+    if not reverse.context_shape:
+        return over_stack(lambda *events: function(reverse, *events))
+    num_contexts = reverse.context_shape[0]
+    given = lambda context, *events: function(reverse.given(context), *events)
+
+    def mapped(*stacks: Any) -> Any:
+        times = jax.tree.leaves(stacks)[0].shape[0] // num_contexts
+        again = lambda leaf: jnp.tile(leaf, (times, *(1,) * (leaf.ndim - 1)))
+        return over_stack(given)(jax.tree.map(again, reverse.context), *stacks)
 
     return mapped
 
@@ -232,7 +253,7 @@ def step_stack(reverse: AbstractReverse, x_t: Array, t: Time, s: Time) -> Revers
         same = zip(arguments, others, strict=True)
         if there == place and all(one is other for one, other in same):
             return step
-    step = over_stack(lambda x: reverse.step(x, t=t, s=s))(x_t)
+    step = over_stack(lambda reverse, x: reverse.step(x, t=t, s=s), reverse)(x_t)
     if known is not None:
         known.append((place, arguments, step))
     return step
@@ -258,8 +279,10 @@ def entry_variances(reverse: AbstractReverse, x0_hat: Array, t: Time) -> Array:
     caller = "entry_variances"
     checked_instance(caller, "reverse", reverse, AbstractReverse, "fit(...).reverse")
     x0_hat = _checked_stack(caller, "x0_hat", x0_hat)
-    of_event = lambda x0: jnp.broadcast_to(reverse.entry_variance(x0, t), x0.shape)
-    return over_stack(of_event)(x0_hat)
+    of_event = lambda reverse, x0: jnp.broadcast_to(
+        reverse.entry_variance(x0, t), x0.shape
+    )
+    return over_stack(of_event, reverse)(x0_hat)
 
 
 def terminal_stack(

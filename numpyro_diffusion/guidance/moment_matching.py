@@ -119,9 +119,8 @@ class MomentMatching(AbstractGuidance):
         law, x0, variance, log_twist = self._condition(
             reverse, log_likelihood, x_t, t=t, s=s
         )
-        proposal = over_stack(
-            lambda x, x0, v: reverse.law_given(x, x0, t=t, s=s, variance=v)
-        )(x_t, x0, variance)
+        given = lambda reverse, x, x0, v: reverse.law_given(x, x0, t=t, s=s, variance=v)
+        proposal = over_stack(given, reverse)(x_t, x0, variance)
         return TiltedStep(law, proposal, log_twist)
 
     def check_reverse(

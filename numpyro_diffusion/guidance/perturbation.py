@@ -19,6 +19,7 @@ from numpyro_diffusion.guidance.base import (
     moments,
     normal_stack,
     over_stack,
+    step_stack,
     terminal_stack,
     value_and_gradient,
 )
@@ -125,7 +126,7 @@ class ExpectedGuide(AbstractGuide):
         t: Time,
     ) -> Float[Array, " P"]:
         if reverse.forward.values is not None:
-            x0_hat = over_stack(lambda x: reverse.denoise(x, t))(x_t)
+            x0_hat = over_stack(lambda reverse, x: reverse.denoise(x, t), reverse)(x_t)
             return tilted_values(reverse.forward, x0_hat, log_likelihood)[1]
         matching = dataclasses.replace(self.matching, determinant=False)
         return matching.condition(reverse, log_likelihood, x_t, t)[1]
@@ -170,7 +171,7 @@ class MeanShift(AbstractGuidance):
         t: Time,
         s: Time,
     ) -> TiltedStep:
-        law = over_stack(lambda x: reverse.transition(x, t=t, s=s))(x_t)
+        law = step_stack(reverse, x_t, t, s).law
         log_twist = finite(self.guide.log_prob(reverse, log_likelihood, x_t, t))
         return TiltedStep(law, self._tilt(reverse, log_likelihood, law, s), log_twist)
 
@@ -247,7 +248,7 @@ class Product(AbstractGuidance):
         t: Time,
         s: Time,
     ) -> TiltedStep:
-        law = over_stack(lambda x: reverse.transition(x, t=t, s=s))(x_t)
+        law = step_stack(reverse, x_t, t, s).law
         log_twist = finite(self.guide.log_prob(reverse, log_likelihood, x_t, t))
         return TiltedStep(law, self._tilt(reverse, log_likelihood, law, s), log_twist)
 

@@ -64,8 +64,8 @@ class ValueTilt(AbstractGuidance):
             )
         x0_hat, law = step_stack(reverse, x_t, t, s)
         mean, log_twist = tilted_values(reverse.forward, x0_hat, log_likelihood)
-        given = lambda x, x0: reverse.law_given(x, x0, t=t, s=s)
-        return TiltedStep(law, over_stack(given)(x_t, mean), log_twist)
+        given = lambda reverse, x, x0: reverse.law_given(x, x0, t=t, s=s)
+        return TiltedStep(law, over_stack(given, reverse)(x_t, mean), log_twist)
 
 
 def likeliest(

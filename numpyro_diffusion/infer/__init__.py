@@ -8,6 +8,10 @@ from numpyro_diffusion.infer.particle_independence import (
     ParticleIndependence,
     ParticleIndependenceState,
 )
+from numpyro_diffusion.infer.particle_marginal import (
+    ParticleMarginal,
+    ParticleMarginalState,
+)
 from numpyro_diffusion.infer.path_refresh import refresh_path
 from numpyro_diffusion.infer.refresh_ladder import refresh_levels
 from numpyro_diffusion.infer.smc import ParticleSweep
@@ -23,6 +27,8 @@ __all__ = [
     "ParticleGibbsState",
     "ParticleIndependence",
     "ParticleIndependenceState",
+    "ParticleMarginal",
+    "ParticleMarginalState",
     "ParticleSweep",
     "SplitGibbs",
     "SplitGibbsState",

@@ -27,18 +27,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from numpyro_diffusion.checks import checked_callable, checked_key
+from numpyro_diffusion.checks import checked_callable, checked_instance, checked_key
 from numpyro_diffusion.guidance import (
     AbstractGuidance,
     LogLikelihood,
     ModelLikelihood,
 )
-from numpyro_diffusion.infer.particles import Particles
+from numpyro_diffusion.infer.particles import Particles, checked_trajectory
 from numpyro_diffusion.infer.resampling import effective_sample_size, log_mean_weight
-from numpyro_diffusion.infer.smc import ParticleSweep, checked_trajectory
+from numpyro_diffusion.infer.smc import ParticleSweep
 from numpyro_diffusion.reverse import AbstractReverse
 
-__all__ = ["ConditionalDraw", "conditional_smc", "independent_smc"]
+__all__ = ["ConditionalDraw", "conditional_smc", "independent_smc", "marginal_smc"]
 
 
 class ConditionalDraw(NamedTuple):
@@ -48,6 +48,7 @@ class ConditionalDraw(NamedTuple):
         path: x_0, ..., x_T, shape (num_steps + 1, num_problems, num_copies, *event).
         moved: Whether x_0 is a new one, per problem.
         jumped: Whether it is that of a run of its own, per problem.
+        accept_prob: Probability with which that was taken, per problem.
         ess: Effective number of particles at the end of the run it is from, per problem.
         num_undefined: How many weights were not a number, per problem; they count as zero.
     """
@@ -55,6 +56,7 @@ class ConditionalDraw(NamedTuple):
     path: Num[Array, "num_times P C *event"]
     moved: Bool[Array, " P"]
     jumped: Bool[Array, " P"]
+    accept_prob: Float[Array, " P"]
     ess: Float[Array, " P"]
     num_undefined: Int[Array, " P"]
 
@@ -103,19 +105,19 @@ def conditional_smc(
     Returns:
         The new trajectory; the given one if no particle has any weight.
     """
-    run = _drawn(
+    sweep = _sweep(
         "conditional_smc",
-        key,
         reverse,
         guidance,
         log_likelihood,
-        path,
-        grid,
         num_particles,
         resample_below,
     )
+    run = _drawn("conditional_smc", key, sweep, path, grid)
     never = jnp.zeros_like(run.moved)
-    return ConditionalDraw(run.path, run.moved, never, run.ess, run.num_undefined)
+    return ConditionalDraw(
+        run.path, run.moved, never, jnp.zeros_like(run.ess), run.ess, run.num_undefined
+    )
 
 
 def independent_smc(
@@ -127,6 +129,7 @@ def independent_smc(
     grid: Float[Array, " num_times"],
     num_particles: int,
     resample_below: float,
+    takes_any: bool | Bool[Array, ""] = False,
 ) -> ConditionalDraw:
     """The same, and beside it a run of its own, accepted by the ratio of evidences.
 
@@ -140,30 +143,71 @@ def independent_smc(
         grid: Times of the chain.
         num_particles: Number of particles of each of the two runs.
         resample_below: Resample when the effective number falls below this share.
+        takes_any: Whether the run of its own is accepted whatever its evidence, as long as
+            it has any: for the start of a chain, which is not exact then. A trajectory
+            where proposals never come has so large a weight that no ratio lets go of it.
 
     Returns:
         The trajectory of the new run where it was accepted, with `jumped` true there; else
         that of the conditional one.
     """
-    run_key, accept_key = jax.random.split(key)
-    runs = _drawn(
+    sweep = _sweep(
         "independent_smc",
-        run_key,
         reverse,
         guidance,
         log_likelihood,
-        path,
-        grid,
         num_particles,
         resample_below,
         num_runs=2,
     )
+    bonus = jnp.where(takes_any, jnp.inf, 0.0)
+    return _either("independent_smc", key, sweep, path, grid, bonus)
+
+
+def marginal_smc(
+    key: Array,
+    sweep: ParticleSweep,
+    path: Num[Array, "num_times P C *event"],
+    grid: Float[Array, " num_times"],
+    log_ratio: Float[Array, ""],
+) -> ConditionalDraw:
+    """The same, the run of its own under other values of the other latents.
+
+    Args:
+        key: Random key.
+        sweep: Of two runs, `of_runs` their latents, the current values first.
+        path: The current trajectory of every problem.
+        grid: Times of the chain.
+        log_ratio: Log density of the proposed latents minus that of the current ones, and
+            of the proposals the other way.
+
+    Returns:
+        As `independent_smc`; `jumped` says that the proposed latents were taken.
+    """
+    checked_instance(
+        "marginal_smc", "sweep", sweep, ParticleSweep, "ParticleSweep(...)"
+    )
+    return _either("marginal_smc", key, sweep, path, grid, log_ratio)
+
+
+def _either(
+    caller: str,
+    key: Array,
+    sweep: ParticleSweep,
+    path: Array,
+    grid: Array,
+    log_prior_ratio: Float[Array, ""],
+) -> ConditionalDraw:
+    """The conditional run's trajectory, or that of the one beside it, if it is taken."""
+    run_key, accept_key = jax.random.split(key)
+    runs = _drawn(caller, run_key, sweep, path, grid)
     split = lambda leaf: jnp.split(leaf, 2)
     current_evidence, fresh_evidence = split(runs.log_evidence)
-    log_ratio = fresh_evidence - current_evidence
+    log_ratio = fresh_evidence - current_evidence + log_prior_ratio
     # A run that found nothing, whatever the current one is worth, is not taken.
+    log_ratio = jnp.where(fresh_evidence > -jnp.inf, log_ratio, -jnp.inf)
     log_uniform = jnp.log1p(-jax.random.uniform(accept_key, log_ratio.shape))
-    accepted = (log_uniform < log_ratio) & (fresh_evidence > -jnp.inf)
+    accepted = log_uniform < log_ratio
 
     def taken(leaf: Array) -> Array:
         old, new = split(leaf)
@@ -174,28 +218,24 @@ def independent_smc(
         jnp.moveaxis(drawn, 0, 1),
         split(runs.moved)[0] | accepted,
         accepted,
+        # Neither estimate says anything: nothing is taken.
+        jnp.where(jnp.isnan(log_ratio), 0.0, jnp.exp(jnp.minimum(log_ratio, 0.0))),
         taken(runs.ess),
         jnp.sum(runs.num_undefined.reshape(2, -1), axis=0),
     )
 
 
-def _drawn(
+def _sweep(
     caller: str,
-    key: Array,
     reverse: AbstractReverse,
     guidance: AbstractGuidance,
     log_likelihood: LogLikelihood,
-    path: Num[Array, "num_times P C *event"],
-    grid: Float[Array, " num_times"],
     num_particles: int,
     resample_below: float,
     num_runs: int = 1,
-) -> _Runs:
-    """Runs side by side, the first of which holds particle 0; a draw from each."""
-    checked_key(caller, "key", key)
-    checked_trajectory(caller, path, grid)
+) -> ParticleSweep:
     checked_callable(caller, "log_likelihood", log_likelihood, "lambda stack: ...")
-    sweep = ParticleSweep(
+    return ParticleSweep(
         reverse,
         guidance,
         lambda stack, _: log_likelihood(stack),
@@ -204,6 +244,14 @@ def _drawn(
         expected=_without_others(log_likelihood),
         num_runs=num_runs,
     )
+
+
+def _drawn(
+    caller: str, key: Array, sweep: ParticleSweep, path: Array, grid: Array
+) -> _Runs:
+    """Runs side by side, the first of which holds particle 0; a draw from each."""
+    checked_key(caller, "key", key)
+    checked_trajectory(caller, path, grid)
     start_key, steps_key, choice_key = jax.random.split(key, 3)
     start = sweep.start(start_key, path.shape[1:], reference=path[-1])
 

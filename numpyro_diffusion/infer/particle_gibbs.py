@@ -93,7 +93,9 @@ class ParticleGibbs(AbstractParticleKernel[ParticleGibbsState]):
         independent_every: Every how many sweeps a run of its own is proposed; by default
             never. It is taken where the estimates of the evidence scatter by no more than
             a few nats, which wants more particles than the sweeps do, or a prior with
-            measured components (`denoising_error(num_components=)`).
+            measured components (`denoising_error(num_components=)`). The first one in
+            warm-up is taken in any case: a start where proposals never come would keep
+            the chain for good.
         refresh_share: Network calls of the refresh, as a share of those of conditional
             SMC. Where independent runs are taken often, they renew the noise as well, and
             0 leaves more time for them.
@@ -155,7 +157,7 @@ class ParticleGibbs(AbstractParticleKernel[ParticleGibbsState]):
         undefined = int(jnp.sum(state.num_undefined))
         return line + (f", {undefined} weights not a number" if undefined else "")
 
-    def _started(self, start: Start) -> ParticleGibbsState:
+    def _started(self, start: Start, problem: Problem) -> ParticleGibbsState:
         num_steps, num_problems = len(start.path) - 1, start.path.shape[1]
         nothing_yet = jnp.zeros(num_problems, jnp.result_type(float))
         ladder = new_ladder(num_steps, num_problems)
@@ -207,11 +209,12 @@ class ParticleGibbs(AbstractParticleKernel[ParticleGibbsState]):
     ) -> tuple[ConditionalDraw, Float[Array, " P"]]:
         """A draw, by a run of its own if one is due; and the share of those taken."""
         alone = lambda: self._conditional(key, problem, path)
-        both = lambda: self._independent(key, problem, path)
         if self._independent_every is None:
             return alone(), state.jumped
         done, rest = jnp.divmod(state.num_sweeps + 1, self._independent_every)
         is_due = rest == 0
+        leaves_start = (done == 1) & (state.num_sweeps < state.num_warmup)
+        both = lambda: self._independent(key, problem, path, leaves_start)
         draw = both() if self._independent_every == 1 else choose(is_due, both, alone)
         change = (draw.jumped - state.jumped) / jnp.maximum(done, 1)
         return draw, jnp.where(is_due, state.jumped + change, state.jumped)

@@ -24,6 +24,8 @@ class ParticleIndependenceState(NamedTuple):
         ess: Effective number of particles at the end of the last sweep, per problem.
         num_undefined: How many weights of the last sweep were not a number, per problem;
             they count as zero.
+        num_sweeps: Sweeps so far.
+        num_warmup: Sweeps of warm-up.
         rng_key: Key of the next sweep.
     """
 
@@ -33,6 +35,8 @@ class ParticleIndependenceState(NamedTuple):
     accepted: Bool[Array, " P"]
     ess: Float[Array, " P"]
     num_undefined: Int[Array, " P"]
+    num_sweeps: Int[Array, ""]
+    num_warmup: Int[Array, ""]
     rng_key: Array
 
 
@@ -43,7 +47,9 @@ class ParticleIndependence(AbstractParticleKernel[ParticleIndependenceState]):
     the ratio under the present values of all other latents, and beside it a run of its own,
     and takes that with probability min(1, ratio of the two estimates of the evidence). What
     is taken owes nothing to the current value: it crosses between modes that are as far
-    apart as they like. Two network calls per particle and step, in one batch.
+    apart as they like. Two network calls per particle and step, in one batch. The first
+    sweep of a warm-up takes its run in any case: a start where proposals never come would
+    keep the chain for good.
 
     Leaves the posterior of the site given all other latents invariant, for any number of
     particles, under the same conditions as `ParticleGibbs`, whose place as a block it can
@@ -97,7 +103,7 @@ class ParticleIndependence(AbstractParticleKernel[ParticleIndependenceState]):
             + (f", {undefined} weights not a number" if undefined else "")
         )
 
-    def _started(self, start: Start) -> ParticleIndependenceState:
+    def _started(self, start: Start, problem: Problem) -> ParticleIndependenceState:
         nothing_yet = jnp.zeros(start.path.shape[1], jnp.result_type(float))
         no = nothing_yet > 0.0
         return ParticleIndependenceState(
@@ -107,17 +113,21 @@ class ParticleIndependence(AbstractParticleKernel[ParticleIndependenceState]):
             no,
             nothing_yet,
             nothing_yet.astype(int),
+            jnp.zeros((), int),
+            jnp.asarray(start.num_warmup, int),
             start.rng_key,
         )
 
     def _swept(
         self, key: Array, problem: Problem, state: ParticleIndependenceState
     ) -> ParticleIndependenceState:
-        draw = self._independent(key, problem, state.path)
+        leaves_start = (state.num_sweeps == 0) & (state.num_warmup > 0)
+        draw = self._independent(key, problem, state.path, leaves_start)
         return state._replace(
             path=draw.path,
             moved=draw.moved,
             accepted=draw.jumped,
             ess=draw.ess,
             num_undefined=draw.num_undefined,
+            num_sweeps=state.num_sweeps + 1,
         )

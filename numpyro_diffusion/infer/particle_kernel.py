@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, NamedTuple, SupportsIndex, TypeVar
 
 import jax
-from jaxtyping import Array, Num
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Num
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
 
@@ -27,16 +28,19 @@ from numpyro_diffusion.infer.conditional import (
     conditional_smc,
     independent_smc,
 )
-from numpyro_diffusion.model.checks import check_all_given, check_model
-from numpyro_diffusion.model.problem import (
-    Problem,
-    chosen_sites,
-    followers_of,
-    free_latents,
+from numpyro_diffusion.model.checks import (
+    check_all_given,
+    check_drawable,
+    check_model,
 )
+from numpyro_diffusion.model.choice import chosen_sites, followers_of, free_latents
+from numpyro_diffusion.model.context import steering_latents
+from numpyro_diffusion.model.paths import WithPaths, path_name
+from numpyro_diffusion.model.problem import Problem
 from numpyro_diffusion.model.sites import (
     check_marked_prior,
     deterministics_too,
+    traced,
 )
 
 __all__ = ["AbstractParticleKernel", "Start"]
@@ -48,7 +52,8 @@ class Start(NamedTuple):
     """What the state of a kernel starts from.
 
     Attributes:
-        z: The site's value, by name, and what follows from it.
+        z: The sites' values, by name, those of other latents that the kernel moves, and
+            what follows from the sites.
         path: The whole trajectory x_0, ..., x_T behind it, as stacks.
         num_warmup: Sweeps in which a kernel may tune itself.
         rng_key: Key of the first sweep.
@@ -90,7 +95,10 @@ class AbstractParticleKernel(MCMCKernel, Generic[State]):
         # One particle is the current trajectory.
         num_particles = checked_integer(self._caller, "num_particles", num_particles, 2)
         resample_below = checked_share(self._caller, "resample_below", resample_below)
-        self._model = model
+        # What other blocks see, and what this one works with.
+        self._shown = model
+        self._paths = isinstance(model, WithPaths)
+        self._model = model.marked if isinstance(model, WithPaths) else model
         self._site = site
         self._num_particles = num_particles
         self._guidance = guidance
@@ -106,12 +114,17 @@ class AbstractParticleKernel(MCMCKernel, Generic[State]):
         self._sample_fn = None
 
     @abc.abstractmethod
-    def _started(self, start: Start) -> State:
+    def _started(self, start: Start, problem: Problem) -> State:
         """The first state."""
 
     @abc.abstractmethod
     def _swept(self, key: Array, problem: Problem, state: State) -> State:
         """The state with a new `path`; `z` and `rng_key` are brought up to it after."""
+
+    @property
+    def _moves_others(self) -> bool:
+        """Whether it moves latents beside the diffusion sites."""
+        return False
 
     @property
     def _caller(self) -> str:
@@ -120,7 +133,7 @@ class AbstractParticleKernel(MCMCKernel, Generic[State]):
     @property
     def model(self) -> Callable:
         """The model, as given."""
-        return self._model
+        return self._shown
 
     @property
     def default_fields(self) -> tuple[str, ...]:
@@ -142,15 +155,22 @@ class AbstractParticleKernel(MCMCKernel, Generic[State]):
                 '"parallel" or "sequential".'
             )
         value_key, path_key, rng_key = jax.random.split(rng_key, 3)
+        given = dict(init_params or {})
         problem, names = self._problem(model_args, model_kwargs)
-        for name in names:
+        others = problem.draw_others(jax.random.fold_in(value_key, 1))
+        others |= {n: jnp.asarray(given.pop(n)) for n in others if n in given}
+        if others:
+            problem, names = self._problem(model_args, model_kwargs, others)
+        for name in () if self._paths else names:
             check_marked_prior(
                 self._model, name, model_args, dict(model_kwargs or {}), self._caller
             )
         problem.check_joint_priors(self._caller)
         guidance = self._guidance_of(problem)
         guidance.check_reverse(problem.reverse, self._caller, weighed=True)
-        values = problem.start(value_key, init_params or {}, self._caller)
+        if self._paths:  # their ends say all that a start needs
+            given = {n: v for n, v in given.items() if n not in map(path_name, names)}
+        values = problem.start(value_key, given, self._caller)
         stack = problem.stacked(values)
         # Compiled: uncompiled, NumPyro refuses what is undefined in words of its own.
         check_start(self._caller, values, jax.jit(problem.log_likelihood)(stack))
@@ -162,8 +182,23 @@ class AbstractParticleKernel(MCMCKernel, Generic[State]):
         path = jax.vmap(jax.vmap(noising, 0, 1), 0, 1)(keys, stack)
         self._sample_fn = self.sample
         follow_key = jax.random.fold_in(path_key, 1)
-        z = {**values, **problem.draw_followers(follow_key, values)}
-        return self._started(Start(z, path, num_warmup, rng_key))
+        z = self._values(follow_key, problem, path, others)
+        return self._started(Start(z, path, num_warmup, rng_key), problem)
+
+    def _values(
+        self, key: Array, problem: Problem, path: Array, others: dict[str, Array]
+    ) -> dict[str, Array]:
+        """What the kernel's sites are, and what follows from them."""
+        ends = problem.values(path[0])
+        followers = problem.draw_followers(key, {**ends, **others})
+        if self._paths:
+            levels = jax.vmap(problem.values)(path)
+            of_event = problem.num_event_axes
+            ends = {
+                path_name(name): jnp.moveaxis(v, 0, v.ndim - 1 - of_event[name])
+                for name, v in levels.items()
+            }
+        return {**ends, **others, **followers}
 
     def _guidance_of(self, problem: Problem) -> AbstractGuidance:
         if self._guidance is None:
@@ -177,13 +212,13 @@ class AbstractParticleKernel(MCMCKernel, Generic[State]):
         return self._run(conditional_smc, key, problem, path)
 
     def _independent(
-        self, key: Array, problem: Problem, path: Array
+        self, key: Array, problem: Problem, path: Array, takes_any: Bool[Array, ""]
     ) -> ConditionalDraw:
         """The same, and beside it a run of its own, taken or left."""
-        return self._run(independent_smc, key, problem, path)
+        return self._run(independent_smc, key, problem, path, takes_any)
 
     def _run(
-        self, run: Callable, key: Array, problem: Problem, path: Array
+        self, run: Callable, key: Array, problem: Problem, path: Array, *more: Array
     ) -> ConditionalDraw:
         return run(
             key,
@@ -194,6 +229,7 @@ class AbstractParticleKernel(MCMCKernel, Generic[State]):
             problem.grid,
             self._num_particles,
             self._resample_below,
+            *more,
         )
 
     def sample(
@@ -212,22 +248,49 @@ class AbstractParticleKernel(MCMCKernel, Generic[State]):
                 f"{problem.shape}; pass indices as arrays, not as Python integers."
             )
         new = self._swept(key, problem, state)
-        values = problem.values(new.path[0])
-        z = {**values, **problem.draw_followers(follow_key, values)}
+        others = problem.own_others(new.z)
+        z = self._values(follow_key, problem, new.path, others)
         return new._replace(z=z, rng_key=rng_key)
 
     def _problem(
-        self, args: tuple, kwargs: dict[str, Any] | None
+        self,
+        args: tuple,
+        kwargs: dict[str, Any] | None,
+        others: dict[str, Array] | None = None,
     ) -> tuple[Problem, list[str]]:
-        """The problem, in a model where all other latents have values; and its sites."""
+        """The problem, in a model where all latents of others have values; and its sites.
+
+        Args:
+            args: Positional arguments of the model.
+            kwargs: Its keyword arguments.
+            others: Values of the latents that this kernel moves beside the sites; by
+                default any.
+        """
         model, kwargs = self._model, dict(kwargs or {})
         names = chosen_sites(model, args, kwargs, self._site, self._caller)
         free = free_latents(model, args, kwargs)
-        followers = frozenset()
+        followers, own, steering = frozenset(), {}, frozenset()
         if set(free) > set(names):
             followers = followers_of(model, names, args, kwargs, self._caller)
-            check_all_given(free, {*names, *followers}, self._caller)
-        return Problem(model, names, args, kwargs, followers=followers), names
+            if self._moves_others:
+                own = {n: v for n, v in free.items() if n not in {*names, *followers}}
+                check_drawable(traced(model, args, kwargs, {}), own, self._caller)
+                values = {**own, **{name: free[name] for name in names}}
+                steering = steering_latents(
+                    model, args, kwargs, names, values, self._caller
+                )
+            check_all_given(free, {*names, *followers, *own}, self._caller)
+        problem = Problem(
+            model,
+            names,
+            args,
+            kwargs,
+            followers=followers,
+            others=own if others is None else others,
+            shared=bool(own),
+            steering=steering,
+        )
+        return problem, names
 
     def refresh(
         self,
@@ -242,6 +305,7 @@ class AbstractParticleKernel(MCMCKernel, Generic[State]):
         """A copy of this kernel on the wrapped model."""
         kernel = copy.copy(self)
         kernel._model = wrapper(self._model)
+        kernel._shown = wrapper(self._shown) if self._paths else kernel._model
         kernel._sample_fn = None
         return kernel
 
@@ -255,7 +319,7 @@ class AbstractParticleKernel(MCMCKernel, Generic[State]):
         self, model_args: tuple, model_kwargs: dict[str, Any] | None
     ) -> Callable:
         """Add the model's deterministic sites to a draw."""
-        return deterministics_too(self._model, model_args, dict(model_kwargs or {}))
+        return deterministics_too(self._shown, model_args, dict(model_kwargs or {}))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_sample_fn": None}

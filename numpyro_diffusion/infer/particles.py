@@ -6,10 +6,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num, PyTree
 
+from numpyro_diffusion.checks import checked_array, checked_grid
 from numpyro_diffusion.guidance import over_stack
 from numpyro_diffusion.infer.resampling import defined
 
-__all__ = ["Particles", "StepRecord", "held", "log_ratio", "selected", "weighed"]
+__all__ = [
+    "Particles",
+    "StepRecord",
+    "checked_trajectory",
+    "held",
+    "log_ratio",
+    "selected",
+    "weighed",
+]
 
 
 class Particles(NamedTuple):
@@ -76,3 +85,21 @@ def selected(rows: PyTree, ancestors: Int[Array, "num P"]) -> PyTree:
     num_problems = ancestors.shape[1]
     index = (ancestors * num_problems + jnp.arange(num_problems)[None, :]).reshape(-1)
     return jax.tree.map(lambda leaf: leaf[index], rows)
+
+
+def checked_trajectory(caller: str, path: Any, grid: Any) -> None:
+    """Refuse trajectories that are no stacks at the times of a grid.
+
+    Raises:
+        TypeError: One of them is not an array of real numbers.
+        ValueError: `grid` does not increase from 0 to 1, or `path` is not finite or has
+            not as many stacks as there are times.
+    """
+    checked_grid(caller, "grid", grid)
+    shape = "(num_times, num_problems, num_copies, *event)"
+    checked_array(caller, "path", path, shape=shape, least_ndim=3)
+    if len(path) != len(grid):
+        raise ValueError(
+            f"{caller}: path must have {len(grid)} stacks, as many as the grid has times, "
+            f"got {len(path)}."
+        )

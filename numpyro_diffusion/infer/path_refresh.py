@@ -30,8 +30,8 @@ from jaxtyping import Array, Bool, Float, Int, Num
 
 from numpyro_diffusion.checks import checked_instance, checked_integer, checked_key
 from numpyro_diffusion.guidance import over_stack
+from numpyro_diffusion.infer.particles import checked_trajectory
 from numpyro_diffusion.infer.resampling import defined
-from numpyro_diffusion.infer.smc import checked_trajectory
 from numpyro_diffusion.reverse import AbstractReverse
 
 __all__ = ["RefreshedPath", "Refreshes", "refresh_path", "refresh_suffixes"]
@@ -215,8 +215,8 @@ def _stepped(
     s, t, current = grid[at], grid[at + 1], state.found.path
     noised = lambda key, x: reverse.forward.transition(x, s=s, t=t).sample(key)
     x_t = over_stack(noised)(keys, state.x).astype(state.x.dtype)
-    ratio = lambda x_s, x_t: _log_ratio(reverse, x_s, x_t, s, t)
-    ratios = over_stack(ratio)(
+    ratio = lambda reverse, x_s, x_t: _log_ratio(reverse, x_s, x_t, s, t)
+    ratios = over_stack(ratio, reverse)(
         jnp.concatenate([current[at], state.x]), jnp.concatenate([current[at + 1], x_t])
     )
     return state._replace(

@@ -26,7 +26,6 @@ Papaspiliopoulos 2020, doi:10.1007/978-3-030-47845-2, chapter 10.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -34,9 +33,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Num, PyTree
 
 from numpyro_diffusion.checks import (
-    checked_array,
     checked_callable,
-    checked_grid,
     checked_instance,
     checked_integer,
     checked_share,
@@ -66,7 +63,7 @@ from numpyro_diffusion.infer.resampling import (
 )
 from numpyro_diffusion.reverse import AbstractReverse
 
-__all__ = ["ParticleSweep", "checked_trajectory"]
+__all__ = ["ParticleSweep"]
 
 
 class ParticleSweep(eqx.Module):
@@ -85,10 +82,14 @@ class ParticleSweep(eqx.Module):
             number; None for all.
         moves: Of the other latents, of one problem; None if they travel as they are.
         num_runs: Runs side by side that share the calls of the network; without other
-            latents. What a guidance tells from all rows, as the temperature of `Averaged`,
-            is one for all of them, and else they know nothing of each other. A reference
-            is the first one's. Columns of weights are problem after problem of the first
-            run, then those of the next.
+            latents that travel. What a guidance tells from all rows, as the temperature of
+            `Averaged`, is one for all of them, and else they know nothing of each other. A
+            reference is the first one's. Columns of weights are problem after problem of
+            the first run, then those of the next.
+        of_runs: Other latents of each run, leaves of shape (num_runs, ...), which stay as
+            they are; () for none.
+        reverse_given: The process under the context that values of other latents give it;
+            None if they say nothing of it.
 
     Raises:
         TypeError: An argument is of another kind.
@@ -108,6 +109,10 @@ class ParticleSweep(eqx.Module):
     )
     moves: RandomWalk | None = eqx.field(static=True, default=None)
     num_runs: int = eqx.field(static=True, default=1)
+    of_runs: PyTree = ()
+    reverse_given: Callable[[PyTree], AbstractReverse] | None = eqx.field(
+        static=True, default=None
+    )
 
     def __check_init__(self) -> None:
         caller = "ParticleSweep"
@@ -152,7 +157,8 @@ class ParticleSweep(eqx.Module):
         num_problems = self.num_runs * shape[0]
         stack_shape = (self.num_particles * num_problems, *shape[1:])
         likelihoods = self._likelihoods(others, self.num_particles)
-        laws = self.guidance.start(self.reverse, likelihoods, stack_shape)
+        reverse = self._reverse_under(others)
+        laws = self.guidance.start(reverse, likelihoods, stack_shape)
         x = held(draw_stack(key, laws[1], stack_shape), reference)
         index = jnp.arange(self.num_particles)[:, None]
         ratios = self._by_particle(log_ratio(*laws, x))
@@ -234,6 +240,9 @@ class ParticleSweep(eqx.Module):
 
         To a guidance, particles and runs are further problems.
         """
+        if jax.tree.leaves(self.of_runs):
+            again = lambda leaf: jnp.tile(leaf, (num, *(1,) * (leaf.ndim - 1)))
+            others = jax.tree.map(again, self.of_runs)
         stacks = lambda rows: rows.reshape(num * self.num_runs, -1, *rows.shape[1:])
 
         def log_prob(rows: Array) -> Array:
@@ -247,6 +256,16 @@ class ParticleSweep(eqx.Module):
 
         return ModelLikelihood(log_prob, expected)
 
+    def _reverse_under(self, others: PyTree) -> AbstractReverse:
+        """The process under the contexts of rows, particle after particle."""
+        if (given := self.reverse_given) is None:
+            return self.reverse
+        is_of_runs = bool(jax.tree.leaves(self.of_runs))
+        of_each = self.of_runs if is_of_runs else others
+        contexts = jax.vmap(lambda one: given(one).context)(of_each)
+        merged = lambda leaf: leaf.reshape(-1, *leaf.shape[2:])
+        return self.reverse.given(jax.tree.map(merged, contexts))
+
     def _looked(
         self, particles: Particles, key: Array, t: Array, s: Array
     ) -> tuple[PyTree, TiltedStep, Float[Array, " num_P"]]:
@@ -258,10 +277,12 @@ class ParticleSweep(eqx.Module):
 
         def of_batch(inputs: tuple) -> tuple[PyTree, TiltedStep, Array]:
             rows, others, steps = inputs
+            # Moves leave those that say anything of the process where they are.
+            reverse = self._reverse_under(others)
 
             def look(others: PyTree) -> TiltedStep:
                 likelihoods = self._likelihoods(others, batch)
-                return self.guidance.step(self.reverse, likelihoods, rows, t=t, s=s)
+                return self.guidance.step(reverse, likelihoods, rows, t=t, s=s)
 
             if self.moves is None:
                 tilted = look(others)
@@ -312,21 +333,3 @@ class ParticleSweep(eqx.Module):
         is_held = jnp.arange(num_columns) < num_held
         out_axes = (1, StepRecord(1, 0, 0, 0))  # pyright: ignore[reportArgumentType]
         return jax.vmap(one, (0, 1, 0), out_axes)(keys, log_weights, is_held)
-
-
-def checked_trajectory(caller: str, path: Any, grid: Any) -> None:
-    """Refuse trajectories that are no stacks at the times of a grid.
-
-    Raises:
-        TypeError: One of them is not an array of real numbers.
-        ValueError: `grid` does not increase from 0 to 1, or `path` is not finite or has
-            not as many stacks as there are times.
-    """
-    checked_grid(caller, "grid", grid)
-    shape = "(num_times, num_problems, num_copies, *event)"
-    checked_array(caller, "path", path, shape=shape, least_ndim=3)
-    if len(path) != len(grid):
-        raise ValueError(
-            f"{caller}: path must have {len(grid)} stacks, as many as the grid has times, "
-            f"got {len(path)}."
-        )

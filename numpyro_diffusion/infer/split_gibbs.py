@@ -44,8 +44,9 @@ from numpyro_diffusion.infer._relaxed import (
     offsets,
 )
 from numpyro_diffusion.model.checks import check_start
+from numpyro_diffusion.model.choice import free_latents
+from numpyro_diffusion.model.context import draws_of_prior, process_on
 from numpyro_diffusion.model.messengers import unwrapped
-from numpyro_diffusion.model.problem import free_latents
 from numpyro_diffusion.model.sites import (
     deterministics_too,
     latent_diffusion_sites,
@@ -274,8 +275,7 @@ class SplitGibbs(MCMCKernel):
             if name in given:
                 x[name] = jnp.asarray(given[name], site["value"].dtype)
             else:
-                leading = shape[: len(shape) - len(prior.event_shape)]
-                x[name] = prior.sample(drawn_key, leading)
+                x[name] = draws_of_prior(drawn_key, prior, shape)
             noise = jax.random.normal(jax.random.fold_in(tie_key, i), shape)
             widths[name] = prior.width(rho)
             relaxed[name] = x[name] + widths[name] * noise
@@ -311,9 +311,9 @@ class SplitGibbs(MCMCKernel):
             prior, z = unwrapped(site["fn"]), state.relaxed[name]
             events = prior.standardised(z).reshape(-1, *prior.event_shape)
             drawn_key = jax.random.fold_in(key, i)
-            drawn = denoised_draw(
-                drawn_key, prior.reverse, events, rho, grid=prior.grid
-            )
+            leading = z.shape[: z.ndim - len(prior.event_shape)]
+            reverse = process_on(prior, leading, (len(events),))
+            drawn = denoised_draw(drawn_key, reverse, events, rho, grid=prior.grid)
             x[name] = prior.restored(drawn.reshape(z.shape))
             widths[name] = prior.width(rho)
         tied = Relaxed.tied(kwargs, x, widths)

@@ -33,7 +33,9 @@ def initial_draws(
 
     - a model: all latents from the prior, the widest;
     - `handlers.guide(model)`: the site guided by the data, given other latents from their
-      priors; near the modes, where the guidance finds them;
+      priors; near the modes, where the guidance finds them. Where it does not, a draw
+      lies where the prior never is, and particles that hold it may never let go, but for
+      those kernels with runs of their own that leave it in warm-up;
     - `TwistedSMC(model)`: one draw of a run of its own for each chain; in each mode as
       often as the posterior is, as far as the particles reach. Not wider than the
       posterior, and the shortest warm-up.

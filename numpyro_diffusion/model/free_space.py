@@ -26,6 +26,7 @@ class FreeSpace:
         args: Its positional arguments.
         kwargs: Its keyword arguments.
         names: The latents, neither diffusion sites nor observed.
+        held: Those of them that stay where they are, as discrete ones do.
     """
 
     def __init__(
@@ -34,13 +35,15 @@ class FreeSpace:
         args: tuple,
         kwargs: Mapping[str, Any],
         names: Collection[str],
+        held: Collection[str] = (),
     ) -> None:
         self._model, self._args, self._kwargs = model, args, dict(kwargs)
         # Most models have no others, and are not run to find that out.
         sites = traced(model, args, kwargs, {}) if names else {}
         self._names = sorted(names)
         is_discrete = lambda name: sites[name]["fn"].support.is_discrete
-        self._free = [name for name in self._names if not is_discrete(name)]
+        can_move = lambda name: name not in held and not is_discrete(name)
+        self._free = [name for name in self._names if can_move(name)]
 
     @property
     def is_empty(self) -> bool:
@@ -48,12 +51,46 @@ class FreeSpace:
         return not self._free
 
     def free(self, values: Mapping[str, Array]) -> dict[str, Float[Array, "..."]]:
-        """Coordinates of the continuous ones among the latents' values."""
+        """Coordinates of those that can move, among the latents' values."""
         sites = traced(self._model, self._args, self._kwargs, values)
         return {
             name: biject_to(sites[name]["fn"].support).inv(values[name])
             for name in self._free
         }
+
+    def check_enumerable(self, caller: str) -> None:
+        """Refuse latents that neither move freely nor have finitely many values.
+
+        Args:
+            caller: Who asks, for the error.
+
+        Raises:
+            ValueError: There is one.
+        """
+        sites = traced(self._model, self._args, self._kwargs, {})
+        for name in self._names:
+            law = sites[name]["fn"]
+            finite = law.has_enumerate_support and law.event_dim == 0
+            if name not in self._free and not finite:
+                raise ValueError(
+                    f"{caller}: the discrete latent {name!r} must have finitely many "
+                    f"numbers as its values, got {law}; give it a block of its own."
+                )
+
+    def other_values(self, key: Array, values: Mapping[str, Array]) -> dict[str, Array]:
+        """Values of those that cannot move freely, drawn evenly from their support."""
+        names = [name for name in self._names if name not in self._free]
+        if not names:
+            return {}
+        sites = traced(self._model, self._args, self._kwargs, values)
+        found = {}
+        for i, name in enumerate(names):
+            law, value = sites[name]["fn"], jnp.asarray(values[name])
+            support = law.enumerate_support(expand=False).reshape(-1)
+            draw_key = jax.random.fold_in(key, i)
+            chosen = jax.random.randint(draw_key, value.shape, 0, len(support))
+            found[name] = support[chosen].astype(value.dtype)
+        return found
 
     def restored(
         self, free: Mapping[str, Array], values: Mapping[str, Array]
@@ -62,7 +99,7 @@ class FreeSpace:
 
         Args:
             free: Coordinates.
-            values: Values of the discrete latents; others are not looked at.
+            values: Values of the latents that stay; others are not looked at.
 
         Returns:
             The values, and the log density with respect to the coordinates.

@@ -41,7 +41,6 @@ from numpyro_diffusion.model.messengers import (
 )
 from numpyro_diffusion.model.partition import Partition, partition
 from numpyro_diffusion.model.private import compute_log_probs
-from numpyro_diffusion.prior import DiffusionPrior
 
 __all__ = ["Likelihood"]
 
@@ -261,13 +260,6 @@ class Likelihood:
             raise ValueError(
                 f"Likelihood: the prior of {name!r} must not be scaled (by `scale` or a "
                 f"subsampled plate), got scale {message['scale']}."
-            )
-        prior = unwrapped(message["fn"])
-        if isinstance(prior, DiffusionPrior) and prior.reverse.context_shape:
-            raise ValueError(
-                f"Likelihood: the prior of {name!r} must be under the context of one event "
-                "for particle methods, split Gibbs and guidance, got contexts for a batch "
-                f"of shape {prior.reverse.context_shape}; infer.FlowReparam takes them."
             )
         masked = isinstance(message["fn"], MaskedDistribution)
         if masked and not is_marked(message):

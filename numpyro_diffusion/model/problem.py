@@ -9,80 +9,25 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
 from numpyro_diffusion.model.checks import check_drawable, check_start
+from numpyro_diffusion.model.choice import chosen_sites, followers_of, free_latents
+from numpyro_diffusion.model.context import (
+    draws_of_prior,
+    jointly,
+    process_on,
+    steering_latents,
+)
 from numpyro_diffusion.model.free_space import FreeSpace
 from numpyro_diffusion.model.likelihood import Likelihood
-from numpyro_diffusion.model.messengers import OmitPrior
+from numpyro_diffusion.model.messengers import OmitPrior, unwrapped
 from numpyro_diffusion.model.sites import (
     Unobserved,
-    check_fixed_prior,
     depending_sites,
-    diffusion_site,
-    free_followers,
-    jointly,
     latent_diffusion_sites,
     traced,
 )
+from numpyro_diffusion.reverse import AbstractReverse
 
-__all__ = ["Problem", "chosen_sites", "followers_of", "free_latents", "whole_problem"]
-
-
-def chosen_sites(
-    model: Callable,
-    args: tuple,
-    kwargs: Mapping[str, Any],
-    site: str | Sequence[str] | None,
-    caller: str,
-) -> list[str]:
-    """The diffusion sites that a user asks for; all of them if none is named.
-
-    Args:
-        model: A NumPyro model.
-        args: Its positional arguments.
-        kwargs: Its keyword arguments.
-        site: A name, several, or None.
-        caller: Who asks, for the error.
-
-    Raises:
-        ValueError: The model has none, or not the ones that are named, or the names are
-            none or repeated.
-    """
-    found = list(latent_diffusion_sites(model, args, kwargs))
-    if site is None and len(found) > 1:
-        return found
-    wanted = [site] if site is None or isinstance(site, str) else list(site)
-    names = [diffusion_site(model, args, kwargs, name, caller) for name in wanted]
-    if not names or len(set(names)) < len(names):
-        raise ValueError(
-            f"{caller}: site must name different diffusion sites, got {site!r}."
-        )
-    return names
-
-
-def followers_of(
-    model: Callable,
-    names: Sequence[str],
-    args: tuple,
-    kwargs: dict[str, Any],
-    caller: str,
-) -> frozenset[str]:
-    """Unobserved sample sites whose law depends on some of the sites' values.
-
-    Raises:
-        ValueError: An observation depends on one of them.
-    """
-    found = [free_followers(model, name, args, kwargs, caller) for name in names]
-    return frozenset().union(*found) - set(names)
-
-
-def free_latents(
-    model: Callable, args: tuple, kwargs: Mapping[str, Any]
-) -> dict[str, Array]:
-    """Latents of a model without a value, at zero or, beside diffusion sites, a draw."""
-    return {
-        name: jnp.asarray(msg["value"])
-        for name, msg in traced(model, args, kwargs, {}).items()
-        if msg["type"] == "sample" and not msg["is_observed"]
-    }
+__all__ = ["Problem", "whole_problem"]
 
 
 class Problem:
@@ -103,9 +48,12 @@ class Problem:
         others: Values of all further latents. A call may bring others of the same shapes.
         shared: Whether calls bring them, so that elements of plates, which share them, are
             one problem.
+        steering: Those of them that say under which context the priors are, as
+            `steering_latents` finds them.
 
     Attributes:
-        reverse: The reverse process of the prior, or of all priors together.
+        reverse: The reverse process of the prior, or of all priors together. Contexts for
+            several events have the axes of a stack in front.
         grid: Times of its chain.
         shape: Shape of a stack, (P, C, *event).
         evidence_shape: Shape of the evidence: that of the plates if their elements are
@@ -127,10 +75,11 @@ class Problem:
         followers: frozenset[str] = frozenset(),
         others: Mapping[str, Array] | None = None,
         shared: bool = False,
+        steering: frozenset[str] = frozenset(),
     ) -> None:
         self._model, self._args, self._kwargs = model, args, dict(kwargs)
         self._names, self._followers = list(names), followers
-        self._others = dict(others or {})
+        self._others, self.steering = dict(others or {}), steering
         # Neither other latents, which move by laws of their own or are given, nor other
         # sites, whose prior is the chain's, have a density in the weights.
         unweighed = {*self._others, *self._names[1:]}
@@ -147,12 +96,13 @@ class Problem:
 
     def _move_alone(self, shared: bool) -> None:
         first, self._joint = self._likelihoods[0], None
-        self.reverse, self.grid = first.prior.reverse, first.prior.grid
+        self.grid = first.prior.grid
         leading = first.shape[: len(first.shape) - len(first.prior.event_shape)]
         size = math.prod(leading)
         num_problems = 1 if shared else first.num_problems
         self._factorises = not shared
         self.shape = (num_problems, size // num_problems, *first.prior.event_shape)
+        self.reverse = process_on(first.prior, leading, self.shape[:2])
         self.evidence_shape = leading if num_problems == size else ()
 
     def _move_jointly(self) -> None:
@@ -162,6 +112,26 @@ class Problem:
         self.reverse, self.grid = self._joint, priors[0].grid
         self.shape, self.evidence_shape = (1, 1, self._joint.size), ()
         self._factorises = False
+
+    def reverse_given(self, others: Mapping[str, Array]) -> AbstractReverse:
+        """The process under the contexts that other latents' values give it.
+
+        The contexts have the axes of a stack in front, also where one serves all.
+        """
+        sites = traced(
+            self._model, self._args, self._kwargs, {**self._others, **others}
+        )
+        priors = [unwrapped(sites[name]["fn"]) for name in self._names]
+        shapes = [likelihood.shape for likelihood in self._likelihoods]
+        if self._joint is None:
+            leading = shapes[0][: len(shapes[0]) - len(priors[0].event_shape)]
+            reverse = process_on(priors[0], leading, self.shape[:2])
+        else:
+            reverse = jointly(priors, shapes)
+        if reverse.context_shape:
+            return reverse
+        on_all = lambda leaf: jnp.broadcast_to(leaf, self.shape[:2] + leaf.shape)
+        return reverse.given(jax.tree.map(on_all, reverse.context))
 
     def check_joint_priors(self, caller: str) -> None:
         """Refuse a prior of several that depends on another of the sites.
@@ -263,10 +233,10 @@ class Problem:
             if name in given:
                 found[name] = jnp.asarray(given[name], likelihood.dtype)
             else:
-                prior, size = likelihood.prior, math.prod(likelihood.shape)
-                copies = size // math.prod(prior.event_shape)
-                draws = prior.sample(jax.random.fold_in(key, i), (copies,))
-                found[name] = draws.reshape(likelihood.shape)
+                draw_key = jax.random.fold_in(key, i)
+                found[name] = draws_of_prior(
+                    draw_key, likelihood.prior, likelihood.shape
+                )
         return found
 
     def draw_others(self, key: Array) -> dict[str, Array]:
@@ -274,9 +244,28 @@ class Problem:
         sites = traced(self._model, self._args, self._kwargs, {}, key)
         return {name: jnp.asarray(sites[name]["value"]) for name in self._others}
 
+    @property
+    def num_event_axes(self) -> dict[str, int]:
+        """How many axes an event of each site has."""
+        events = [likelihood.prior.event_shape for likelihood in self._likelihoods]
+        return {n: len(e) for n, e in zip(self._names, events, strict=True)}
+
+    def own_others(self, values: Mapping[str, Array]) -> dict[str, Array]:
+        """The other latents among some values."""
+        return {name: values[name] for name in self._others}
+
+    def own_space(self) -> FreeSpace:
+        """Coordinates of all other latents."""
+        return FreeSpace(self._model, self._args, self._kwargs, self._others)
+
     def others_space(self) -> FreeSpace | None:
-        """Coordinates of the other latents, if any of them can move."""
-        space = FreeSpace(self._model, self._args, self._kwargs, self._others)
+        """Coordinates of the other latents that say nothing of the priors' contexts.
+
+        None if none of them can move.
+        """
+        space = FreeSpace(
+            self._model, self._args, self._kwargs, self._others, self.steering
+        )
         return None if space.is_empty else space
 
     def draw_followers(
@@ -320,7 +309,8 @@ def whole_problem(
 
     Raises:
         ValueError: The model has no latent diffusion site, or others than `site`; a
-            latent lies between a site and the data; a prior depends on another latent.
+            latent lies between a site and the data; a prior depends on another latent by
+            more than its context.
     """
     names = chosen_sites(model, args, kwargs, site, caller)
     beside = sorted({*latent_diffusion_sites(model, args, kwargs)} - {*names})
@@ -334,10 +324,8 @@ def whole_problem(
     free = free_latents(model, args, kwargs)
     others = {n: v for n, v in free.items() if n not in {*names, *followers}}
     check_drawable(traced(model, args, kwargs, {}), others, caller)
-    run = lambda values: traced(model, args, kwargs, values)
-    depends_on = depending_sites(run, {n: free[n] for n in [*names, *others]})
-    for name in names:
-        check_fixed_prior(name, depends_on[name], caller)
+    values = {name: free[name] for name in [*names, *others]}
+    steering = steering_latents(model, args, kwargs, names, values, caller)
     return Problem(
         model,
         names,
@@ -346,4 +334,5 @@ def whole_problem(
         followers=followers,
         others=others,
         shared=bool(others),
+        steering=steering,
     )

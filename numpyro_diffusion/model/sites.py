@@ -1,6 +1,6 @@
 """Finding the diffusion sites of a NumPyro model, and what depends on what."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -19,7 +19,6 @@ from numpyro_diffusion.model.messengers import (
 )
 from numpyro_diffusion.model.private import GIBBS_SITES_KWARG, eval_provenance
 from numpyro_diffusion.prior import DiffusionPrior
-from numpyro_diffusion.reverse.joint import JointReverse
 
 __all__ = [
     "Unobserved",
@@ -30,7 +29,6 @@ __all__ = [
     "diffusion_site",
     "free_followers",
     "is_diffusion_site",
-    "jointly",
     "latent_diffusion_sites",
     "named_dims",
     "observed_values",
@@ -169,7 +167,7 @@ def check_fixed_prior(site: str, parents: frozenset[str], caller: str) -> None:
 
     Args:
         site: Name of its site.
-        parents: Latents that it depends on, as by `depending_sites`.
+        parents: Latents that it depends on in a way that the caller cannot follow.
         caller: Who asks, for the error.
 
     Raises:
@@ -179,7 +177,8 @@ def check_fixed_prior(site: str, parents: frozenset[str], caller: str) -> None:
         raise ValueError(
             f"{caller}: the prior of {site!r} must not depend on other latents, but it "
             f"does on {sorted(parents)}. Move the dependence into the likelihood (sample "
-            "x from a fixed prior and use scale * x)."
+            "x from a fixed prior and use scale * x), or into the prior's context, which "
+            "TwistedSMC, ParticleMarginal and NUTS through FlowReparam follow."
         )
 
 
@@ -211,9 +210,10 @@ def check_marked_prior(
             raise ValueError(
                 f"{caller}: the prior of {site!r} must not depend on other latents, but "
                 f"it does on {parents}, and diffusion_sites hides from them what the value "
-                "says about them. Move the dependence into the likelihood (sample x from "
-                "a fixed prior and use scale * x), or build the blocks on the unmarked "
-                "model, whose prior density is evaluated."
+                "says about them. Draw them and the site in one block, ParticleMarginal; "
+                "or move the dependence into the likelihood (sample x from a fixed prior "
+                "and use scale * x); or build the blocks on the unmarked model, whose "
+                "prior density is evaluated."
             )
 
 
@@ -311,27 +311,3 @@ def free_followers(
                 "infer.ParticleGibbs beside NUTS."
             )
     return frozenset(followers)
-
-
-def jointly(
-    priors: Sequence[DiffusionPrior], shapes: Sequence[tuple[int, ...]]
-) -> JointReverse:
-    """The reverse process of several sites' priors, side by side.
-
-    Args:
-        priors: The prior of each site.
-        shapes: The shape of each site.
-
-    Raises:
-        TypeError: A prior is over bits.
-        ValueError: The priors' numbers of steps differ.
-    """
-    steps = [prior.num_steps for prior in priors]
-    if len(set(steps)) > 1:
-        raise ValueError(
-            "JointReverse: all priors must have the same num_steps to move jointly, "
-            f"got {steps}; build them anew as DiffusionPrior(prior.reverse, "
-            "prior.event_shape, num_steps)."
-        )
-    events = [prior.event_shape for prior in priors]
-    return JointReverse([prior.reverse for prior in priors], events, shapes)

@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 from numpyro.distributions import constraints
 
 from numpyro_diffusion.forward import AbstractSchedule, GaussianForward
-from numpyro_diffusion.reverse.base import AbstractReverse, ReverseStep
+from numpyro_diffusion.reverse.base import AbstractReverse, ReverseStep, each
 from numpyro_diffusion.reverse.components import LowRankCovariance
 
 __all__ = ["JointReverse"]
@@ -30,7 +30,8 @@ class JointReverse(AbstractReverse):
     """The reverse process of independent Gaussian diffusion priors, side by side.
 
     Args:
-        parts: The reverse process of each site.
+        parts: The reverse process of each site; where it has contexts, under that of one
+            event or one for each copy.
         event_shapes: The shape of one event of each.
         shapes: The shape of each site, which ends in its event's shape; what comes before
             counts copies.
@@ -43,6 +44,7 @@ class JointReverse(AbstractReverse):
     parts: tuple[AbstractReverse, ...]
     shapes: tuple[tuple[int, ...], ...] = eqx.field(static=True)
     copies: tuple[tuple[int, ...], ...] = eqx.field(static=True)
+    own_axes: tuple[int, ...] = eqx.field(static=True)
 
     def __init__(
         self,
@@ -61,8 +63,30 @@ class JointReverse(AbstractReverse):
             (math.prod(shape) // math.prod(event), *event)
             for event, shape in zip(event_shapes, shapes, strict=True)
         )
+        self.own_axes = tuple(len(part.context_shape) for part in self.parts)
         schedules = tuple(part.forward.schedule for part in self.parts)
         self.forward = GaussianForward(_PerEntry(schedules, self._sizes))
+
+    @property
+    def context(self) -> PyTree[Array] | None:
+        """Those of all parts; None if none has any."""
+        found = tuple(part.context for part in self.parts)
+        return None if all(context is None for context in found) else found
+
+    @property
+    def context_shape(self) -> tuple[int, ...]:
+        for part, num_own in zip(self.parts, self.own_axes, strict=True):
+            if part.context is not None:
+                shape = part.context_shape
+                return shape[: len(shape) - num_own]
+        return ()
+
+    def given(self, context: Any) -> "JointReverse":
+        parts = tuple(
+            part if one is None else part.given(one)
+            for part, one in zip(self.parts, context, strict=True)
+        )
+        return eqx.tree_at(lambda joint: joint.parts, self, parts)
 
     @property
     def size(self) -> int:
@@ -143,7 +167,7 @@ class JointReverse(AbstractReverse):
     def _of_parts(self, function: Callable, x: Array) -> list[Any]:
         """A function of a part and one event, mapped over the copies of each part."""
         return [
-            jax.vmap(lambda one, part=part: function(part, one))(piece.reshape(shape))
+            each(function, part)(piece.reshape(shape))
             for part, piece, shape in zip(
                 self.parts, _pieces(x, self._sizes), self.copies, strict=True
             )

@@ -19,7 +19,7 @@ from numpyro_diffusion.checks import (
     checked_key,
     is_traced,
 )
-from numpyro_diffusion.reverse import AbstractReverse
+from numpyro_diffusion.reverse import AbstractReverse, each
 
 __all__ = ["checked_width", "denoised_draw"]
 
@@ -36,7 +36,8 @@ def denoised_draw(
 
     Args:
         key: Random key, used once.
-        reverse: A reverse process over real numbers.
+        reverse: A reverse process over real numbers, if under several contexts under one
+            for each event.
         z: Noisy events.
         rho: Standard deviation of their noise, in the units of the events.
         grid: Increasing times of the chain, from 0 to 1.
@@ -65,8 +66,10 @@ def denoised_draw(
         last = num_left - done
         t, s = jnp.minimum(grid[last], start), grid[last - 1]
         keys = jax.random.split(jax.random.fold_in(key, done), len(x))
-        one = lambda key, x: jnp.asarray(reverse.transition(x, t=t, s=s).sample(key))
-        return jax.vmap(one)(keys, x).astype(x.dtype)
+        one = lambda reverse, key, x: jnp.asarray(
+            reverse.transition(x, t=t, s=s).sample(key)
+        )
+        return each(one, reverse)(keys, x).astype(x.dtype)
 
     # How many steps there are depends on rho: the chain above its level is not run.
     return jax.lax.fori_loop(0, num_left, step, events)

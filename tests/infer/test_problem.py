@@ -10,7 +10,8 @@ from numpyro.infer import MCMC, NUTS, Gibbs
 from reference import mean_z_scores
 
 import numpyro_diffusion as nd
-from numpyro_diffusion.model.problem import Problem, chosen_sites, whole_problem
+from numpyro_diffusion.model.choice import chosen_sites
+from numpyro_diffusion.model.problem import Problem, whole_problem
 
 COSINE = nd.GaussianForward(nd.schedules.cosine())
 STANDARD = nd.DiffusionPrior(

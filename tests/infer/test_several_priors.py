@@ -13,8 +13,8 @@ from numpyro.infer import MCMC, NUTS, Gibbs
 from reference import gaussian_posterior, mean_z_scores
 
 import numpyro_diffusion as nd
+from numpyro_diffusion.model.context import jointly
 from numpyro_diffusion.model.problem import Problem
-from numpyro_diffusion.model.sites import jointly
 
 COSINE = nd.GaussianForward(nd.schedules.cosine())
 GEOMETRIC = nd.GaussianForward(nd.schedules.geometric(1e-4, 1e4))
