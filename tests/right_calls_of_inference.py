@@ -129,6 +129,17 @@ row(
     num_components=1,
 )
 row(
+    "calibrate",
+    lambda prior: prior.reverse.error.values,
+    prior=nd.DiffusionPrior(TRAINED, (2,), 3),
+    data=DATA,
+    key=KEY,
+    num_levels=2,
+    num_samples=2,
+    num_knots=2,
+    num_components=1,
+)
+row(
     "fit",
     lambda found: (found.losses, found.reverse.error.values),
     ("optimizer", "validation", "batch_size", "objective", "scaling"),

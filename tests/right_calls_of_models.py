@@ -38,10 +38,28 @@ def called(network):
 
 
 # ---- Schedules and processes
-for _name in ("Cosine", "SignalLinear", "cosine", "signal_linear"):
+for _name in (
+    "Cosine",
+    "SignalLinear",
+    "Straight",
+    "cosine",
+    "signal_linear",
+    "straight",
+):
     row(f"schedules.{_name}", curve)
 for _name in ("Geometric", "geometric"):
     row(f"schedules.{_name}", curve, nsr_min=1e-4, nsr_max=1e4)
+for _name in (
+    *("LinearRate", "SubVariancePreserving"),
+    *("variance_preserving", "sub_variance_preserving"),
+):
+    row(f"schedules.{_name}", curve, beta_min=0.1, beta_max=20.0)
+row("schedules.variance_exploding", curve, sigma_min=0.01, sigma_max=50.0)
+for _name in ("Power", "edm"):
+    row(f"schedules.{_name}", curve, sigma_max=20.0, rho=3.0)
+row(
+    "schedules.ddpm", curve, num_steps=4, beta_start=0.1, beta_end=0.5, spacing="linear"
+)
 row("schedules.Tabulated", curve, signal=jnp.array([1, 0.5]), lost=jnp.array([0, 0.5]))
 row("schedules.Learned", curve, beta_1=0.1, log_increments=jnp.array([0.1]))
 row("schedules.learned", curve, num_steps=3, beta_1=0.1)
@@ -51,6 +69,8 @@ row("schedules.uniform_grid", num_steps=3)
 for _schedule in (
     *(SCHEDULE, nd.schedules.signal_linear(), nd.schedules.geometric()),
     *(nd.schedules.tabulated([0.1, 0.2]), nd.schedules.learned(3, 0.1)),
+    *(nd.schedules.variance_preserving(), nd.schedules.sub_variance_preserving()),
+    *(nd.schedules.edm(20.0, 3.0), nd.schedules.straight()),
 ):
     _name = f"schedules.{type(_schedule).__name__}"
     for _method in ("alpha_bar", "noise", "angle"):
@@ -82,9 +102,12 @@ row(
     components=nd.ErrorComponents(jnp.eye(2)[:1], jnp.array([[0.1], [0.3]])),
 )
 row("ErrorComponents", directions=jnp.eye(2)[:1], variances=jnp.array([[0.1], [0.3]]))
-row("DataPrediction")
 row("LogitPrediction")
-row("VelocityPrediction")
+SEEN = {"scale": "straight", "time": "t", "time_scale": 2.0, "time_shift": -1.0}
+for _name in ("Data", "Velocity", "Epsilon", "Score"):
+    row(f"{_name}Prediction", **SEEN)
+row("FlowPrediction", **SEEN, to_data=True)
+row("EDMPrediction", sigma_data=0.5)
 row(
     "DenoisingReverse",
     stepped,

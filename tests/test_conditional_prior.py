@@ -169,37 +169,6 @@ def test_particles_under_an_observed_context():
     np.testing.assert_allclose(x.mean(0), mean, atol=5 * np.sqrt(variance / 200))
 
 
-def batched(y=None):
-    with numpyro.plate("i", 3):
-        x = numpyro.sample("x", prior(jnp.zeros((3, 2))))
-        numpyro.sample("y", dist.Normal(x, NOISE).to_event(1), obs=y)
-
-
-def run_mcmc(kernel):
-    mcmc = MCMC(kernel, num_warmup=1, num_samples=1, progress_bar=False)
-    return mcmc.run(jax.random.key(0), jnp.zeros((3, 2)))
-
-
-@pytest.mark.parametrize(
-    "run",
-    [
-        lambda: nd.infer.TwistedSMC(batched, num_particles=4).run(
-            jax.random.key(0), jnp.zeros((3, 2))
-        ),
-        lambda: run_mcmc(nd.infer.ParticleGibbs(batched)),
-        lambda: run_mcmc(nd.infer.SplitGibbs(batched)),
-        lambda: Predictive(nd.handlers.guide(batched), num_samples=1)(
-            jax.random.key(0), jnp.zeros((3, 2))
-        ),
-    ],
-    ids=["TwistedSMC", "ParticleGibbs", "SplitGibbs", "guide"],
-)
-def test_particles_refuse_a_batch_of_contexts(run):
-    message = r"prior of 'x' must be under the context of one event.*\(3,\)"
-    with pytest.raises(ValueError, match=message):
-        run()
-
-
 def test_a_batched_prior_goes_through_numpyro():
     """Plates, `expand`, masks and empty values: shapes, and each event its context."""
     contexts = 10.0 * jnp.arange(3.0)[:, None] + jnp.zeros(2)

@@ -2,9 +2,11 @@
 
 Nothing in here knows what diffusion is: a network takes an event and a time in
 [0, 1] and returns an array of the event's shape. Any other callable with that
-signature does as well; one that takes a context besides is wrapped in `Conditional`.
+signature does as well; one that takes a context besides is wrapped in `Conditional`, a
+function with its parameters or a module of another framework in `Applied`.
 """
 
+from numpyro_diffusion.networks.applied import Applied, from_torch, register_function
 from numpyro_diffusion.networks.conditional import Conditional
 from numpyro_diffusion.networks.conv import Conv
 from numpyro_diffusion.networks.mlp import MLP
@@ -12,4 +14,14 @@ from numpyro_diffusion.networks.patched import Patched
 from numpyro_diffusion.networks.time_embedding import TimeEmbedding
 from numpyro_diffusion.networks.unet import UNet
 
-__all__ = ["MLP", "Conditional", "Conv", "Patched", "TimeEmbedding", "UNet"]
+__all__ = [
+    "MLP",
+    "Applied",
+    "Conditional",
+    "Conv",
+    "Patched",
+    "TimeEmbedding",
+    "UNet",
+    "from_torch",
+    "register_function",
+]

@@ -9,14 +9,19 @@ from numpyro_diffusion.reverse.base import (
     unmeasured,
 )
 from numpyro_diffusion.reverse.components import ErrorComponents, LowRankCovariance
+from numpyro_diffusion.reverse.conventions import (
+    EDMPrediction,
+    EpsilonPrediction,
+    FlowPrediction,
+    ScorePrediction,
+)
 from numpyro_diffusion.reverse.denoising import DenoisingReverse
 from numpyro_diffusion.reverse.error import DenoisingError
-from numpyro_diffusion.reverse.predictions import (
-    AbstractPrediction,
+from numpyro_diffusion.reverse.gaussian_predictions import (
     DataPrediction,
-    LogitPrediction,
     VelocityPrediction,
 )
+from numpyro_diffusion.reverse.predictions import AbstractPrediction, LogitPrediction
 
 __all__ = [
     "AbstractPrediction",
@@ -25,10 +30,14 @@ __all__ = [
     "DataPrediction",
     "DenoisingError",
     "DenoisingReverse",
+    "EDMPrediction",
+    "EpsilonPrediction",
     "ErrorComponents",
+    "FlowPrediction",
     "LogitPrediction",
     "LowRankCovariance",
     "ReverseStep",
+    "ScorePrediction",
     "VelocityPrediction",
     "analytic",
     "each",

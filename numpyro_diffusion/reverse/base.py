@@ -325,6 +325,7 @@ def unmeasured(caller: str, reverse: AbstractReverse) -> ValueError:
     return ValueError(
         f"{caller}: the reverse process must have a measured denoising error, got a {name} "
         "with error=None, which gives its laws no width near the data. Measure it on data "
-        "like those that the network has learned, error = nd.denoising_error(reverse, "
-        f"data, key=key), and build {name}(..., error=error)."
+        "like those that the network has learned: prior = nd.calibrate(prior, data, "
+        f"key=key), or error = nd.denoising_error(reverse, data, key=key) and {name}(..., "
+        "error=error)."
     )

@@ -18,10 +18,8 @@ from numpyro_diffusion.reverse.base import (
     unmeasured,
 )
 from numpyro_diffusion.reverse.error import DenoisingError
-from numpyro_diffusion.reverse.predictions import (
-    AbstractPrediction,
-    default_prediction,
-)
+from numpyro_diffusion.reverse.gaussian_predictions import default_prediction
+from numpyro_diffusion.reverse.predictions import AbstractPrediction
 
 __all__ = ["DenoisingReverse"]
 
@@ -74,8 +72,10 @@ class DenoisingReverse(AbstractTrainableReverse):
         if not prediction.fits(forward):
             raise TypeError(
                 f"DenoisingReverse: {type(prediction).__name__} does not fit "
-                f"{type(forward).__name__}; VelocityPrediction is for Gaussian and "
-                "LogitPrediction for Bernoulli diffusion, DataPrediction for both."
+                f"{type(forward).__name__} with {type(forward.schedule).__name__}; "
+                "VelocityPrediction is for Gaussian and LogitPrediction for Bernoulli "
+                "diffusion, DataPrediction for both. What divides by the signal, as "
+                "EpsilonPrediction does, wants a schedule that leaves some at t = 1."
             )
         self.forward = forward
         self.network = network

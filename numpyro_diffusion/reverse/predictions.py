@@ -14,11 +14,8 @@ from numpyro_diffusion.forward import AbstractForward, as_float
 
 __all__ = [
     "AbstractPrediction",
-    "DataPrediction",
     "LogitPrediction",
-    "VelocityPrediction",
     "check_unit_variance",
-    "default_prediction",
 ]
 
 
@@ -60,70 +57,6 @@ class AbstractPrediction(eqx.Module):
         """Training loss of one event, a mean over its entries."""
 
 
-class VelocityPrediction(AbstractPrediction):
-    r"""The output is $dx/d\theta = \cos\theta\,\epsilon - \sin\theta\,x_0$.
-
-    For data of unit variance both input and target have unit variance at every noise
-    level, and the denoiser is the identity at t = 0 whatever the network says.
-
-    Source: Salimans and Ho 2022, arXiv:2202.00512, section 4 and appendix D.
-    """
-
-    def fits(self, forward: AbstractForward) -> bool:
-        return forward.values is None
-
-    def check(self, caller: str, data: np.ndarray) -> None:
-        check_unit_variance(caller, data)
-
-    def denoise(
-        self,
-        forward: AbstractForward,
-        output: Float[Array, "*event"],
-        x_t: Num[Array, "*event"],
-        t: ArrayLike,
-    ) -> Float[Array, "*event"]:
-        cos, sin = _cos_sin(forward, t)
-        return cos * x_t - sin * output
-
-    def loss(
-        self,
-        forward: AbstractForward,
-        output: Float[Array, "*event"],
-        x0: Num[Array, "*event"],
-        x_t: Num[Array, "*event"],
-        t: ArrayLike,
-    ) -> Float[Array, ""]:
-        cos, sin = _cos_sin(forward, t)
-        epsilon = (x_t - cos * x0) / sin
-        return jnp.mean((output - (cos * epsilon - sin * x0)) ** 2)
-
-
-class DataPrediction(AbstractPrediction):
-    """The output is E[x_0 | x_t] itself. Turns any denoising function into a process."""
-
-    def fits(self, forward: AbstractForward) -> bool:
-        return True
-
-    def denoise(
-        self,
-        forward: AbstractForward,
-        output: Float[Array, "..."],
-        x_t: Num[Array, "*event"],
-        t: ArrayLike,
-    ) -> Float[Array, "..."]:
-        return output
-
-    def loss(
-        self,
-        forward: AbstractForward,
-        output: Float[Array, "..."],
-        x0: Num[Array, "*event"],
-        x_t: Num[Array, "*event"],
-        t: ArrayLike,
-    ) -> Float[Array, ""]:
-        return jnp.mean((output - forward.embed(x0)) ** 2)
-
-
 class LogitPrediction(AbstractPrediction):
     """For bits: the output is added to the log-odds that x_t's own bit gives for x_0.
 
@@ -160,21 +93,6 @@ class LogitPrediction(AbstractPrediction):
         return output + forward.evidence(x_t, t)
 
 
-def default_prediction(forward: AbstractForward) -> AbstractPrediction:
-    """What a network predicts where nobody says it.
-
-    Raises:
-        TypeError: No prediction of this module but `DataPrediction` fits.
-    """
-    for prediction in (VelocityPrediction(), LogitPrediction()):
-        if prediction.fits(forward):
-            return prediction
-    raise TypeError(
-        f"DenoisingReverse: prediction must be named for {type(forward).__name__}, for "
-        "instance DataPrediction(), got None."
-    )
-
-
 def check_unit_variance(caller: str, data: np.ndarray) -> None:
     """Refuse data that are far from zero mean and unit variance.
 
@@ -188,8 +106,3 @@ def check_unit_variance(caller: str, data: np.ndarray) -> None:
             f"diffusion, got a mean square of {power:.3g}; subtract the mean and "
             'divide by the standard deviation, as fit(..., scaling="standard") does.'
         )
-
-
-def _cos_sin(forward: AbstractForward, t: ArrayLike) -> tuple[Array, Array]:
-    schedule = forward.schedule
-    return jnp.sqrt(schedule.alpha_bar(t)), jnp.sqrt(schedule.noise(t))

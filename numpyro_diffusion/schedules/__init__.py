@@ -20,6 +20,20 @@ matching runs time the other way.
 """
 
 from numpyro_diffusion.forward import AbstractSchedule, uniform_grid
+from numpyro_diffusion.schedules.conventions import LinearRate as LinearRate
+from numpyro_diffusion.schedules.conventions import Power as Power
+from numpyro_diffusion.schedules.conventions import Straight as Straight
+from numpyro_diffusion.schedules.conventions import (
+    SubVariancePreserving as SubVariancePreserving,
+)
+from numpyro_diffusion.schedules.conventions import (
+    ddpm,
+    edm,
+    straight,
+    sub_variance_preserving,
+    variance_exploding,
+    variance_preserving,
+)
 from numpyro_diffusion.schedules.curves import Cosine as Cosine
 from numpyro_diffusion.schedules.curves import Geometric as Geometric
 from numpyro_diffusion.schedules.curves import SignalLinear as SignalLinear
@@ -32,10 +46,16 @@ from numpyro_diffusion.schedules.steps import learned, reference_code, tabulated
 __all__ = [
     "AbstractSchedule",
     "cosine",
+    "ddpm",
+    "edm",
     "geometric",
     "learned",
     "reference_code",
     "signal_linear",
+    "straight",
+    "sub_variance_preserving",
     "tabulated",
     "uniform_grid",
+    "variance_exploding",
+    "variance_preserving",
 ]

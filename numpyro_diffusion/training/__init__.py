@@ -1,5 +1,6 @@
 """From samples to a reverse process."""
 
+from numpyro_diffusion.training.calibration import calibrate
 from numpyro_diffusion.training.error import denoising_error
 from numpyro_diffusion.training.loop import FitResult, fit
 from numpyro_diffusion.training.objectives import (
@@ -13,6 +14,7 @@ __all__ = [
     "BoundLoss",
     "DenoisingLoss",
     "FitResult",
+    "calibrate",
     "denoising_error",
     "fit",
 ]

@@ -194,16 +194,24 @@ def test_a_run_that_finds_nothing_is_not_taken(likelihood_of_none):
     np.testing.assert_array_equal(draw.path, path)
 
 
+def test_a_start_is_left_whatever_it_is_worth(monkeypatch):
+    """As from where proposals never come, at which the current estimate is endless."""
+    with_another_current_evidence(monkeypatch, lambda found: found + 1e6)
+    draw = lambda takes_any: room.independent_smc(
+        *(jax.random.key(0), REVERSE, UNTWISTED, log_likelihood, exact_paths()),
+        *(GRID, 2, 1.0, takes_any),
+    )
+    assert draw(True).jumped.all()
+    assert not draw(False).jumped.any()
+
+
 def test_runs_side_by_side_do_not_hear_of_each_other():
     """Beside two given trajectories, the runs of their own are the same."""
     path = exact_paths(2)
     other = path.at[:, 1].add(3.0)
+    both = room._sweep("test", REVERSE, UNTWISTED, log_likelihood, 4, 0.5, num_runs=2)
     first, second = (
-        room._drawn(
-            *("test", jax.random.key(3), REVERSE, UNTWISTED, log_likelihood),
-            *(given, GRID, 4, 0.5),
-            num_runs=2,
-        )
+        room._drawn("test", jax.random.key(3), both, given, GRID)
         for given in (path, other)
     )
     np.testing.assert_array_equal(first.path[:, [0, 2, 3]], second.path[:, [0, 2, 3]])

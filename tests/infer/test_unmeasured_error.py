@@ -153,3 +153,54 @@ def test_bits_need_no_measured_error():
     error = abs(posterior.log_evidence - math.log(math.prod(laws)))
     # Independent bits under a likelihood that factorises: exact, up to rounding.
     assert error < 5 * posterior.log_evidence_error + 1e-12 < 0.3
+
+
+@pytest.mark.gate
+def test_calibrate_measures_what_particles_need():
+    """In the prior's units; the evidence of N(0, s^2) under noise is right with it."""
+    scaling = nd.datasets.Scaling(0.0, 3.0)
+    prior = nd.DiffusionPrior(normal(), (1,), 20, scaling=scaling)
+    data = 3.0 * jr.normal(jr.key(0), (4000, 1))
+    found = nd.calibrate(prior, data, key=jr.key(1))
+    assert found.num_steps == 20
+    assert found.scaling is not None
+    levels = found.reverse.error.times
+    exact = FORWARD.schedule.noise(levels)
+    # 16,000 squares at each of 50 levels: five standard errors.
+    np.testing.assert_allclose(
+        found.reverse.error.values, exact, rtol=5 * math.sqrt(2 / 4000)
+    )
+
+    def model(prior, y):
+        x = numpyro.sample("x", prior)
+        numpyro.sample("y", dist.Normal(x, 1.0).to_event(1), obs=y)
+
+    smc = nd.infer.TwistedSMC(model, num_particles=1000)
+    run = smc.run(jr.key(2), found, Y)
+    wanted = norm.logpdf(1.0, 0.0, math.sqrt(10.0))
+    assert abs(float(run.log_evidence) - wanted) < 0.05
+    with pytest.raises(
+        ValueError, match=r"prior = nd.calibrate\(prior, data, key=key\)"
+    ):
+        smc.run(jr.key(2), prior, Y)
+
+
+@pytest.mark.gate
+def test_calibrate_takes_contexts():
+    """A mean over both: the network knows its context, and nothing else."""
+    network = nd.networks.Conditional(lambda x, t, c: 0.0 * x + c, jnp.zeros(1))
+    reverse = nd.DenoisingReverse(FORWARD, network, nd.DataPrediction())
+    prior = nd.DiffusionPrior(reverse, (1,), 5, context=jnp.ones(1))
+    c = jr.normal(jr.key(0), (2000, 1))
+    x = c + 0.5 * jr.normal(jr.key(1), (2000, 1))
+    found = nd.calibrate(prior, (x, c), key=jr.key(2), num_levels=3)
+    np.testing.assert_allclose(found.reverse.error.values, 0.25, rtol=0.2)
+    np.testing.assert_array_equal(found.reverse.context, jnp.ones(1))
+
+
+def test_calibrate_refuses_what_has_no_network():
+    exact = nd.analytic.GaussianReverse(FORWARD, jnp.zeros(1), jnp.eye(1))
+    with pytest.raises(TypeError, match="must be of a process with a network"):
+        nd.calibrate(
+            nd.DiffusionPrior(exact, (1,), 5), jnp.zeros((4, 1)), key=jr.key(0)
+        )
