@@ -164,6 +164,21 @@ row(
     example=X,
     context=X,
 )
+row(
+    "networks.Applied",
+    lambda network: network(X, jnp.array(0.5)),
+    ("name",),
+    function=lambda params, x, t: params * x,
+    params=jnp.array(2.0),
+    name="a function",
+)
+row(
+    "networks.register_function",
+    None,
+    name="a function",
+    function=lambda params, x, t: params * x,
+    params=jnp.array(2.0),
+)
 row("networks.Conv", None, in_channels=1, out_channels=1, kernel_size=1, key=KEY)
 row("networks.TimeEmbedding", lambda e: e(jnp.array(0.5)), width=2, key=KEY)
 row(

@@ -1,6 +1,7 @@
 """Networks that are a function and a tree of parameters: of JAX, of Flax, of PyTorch."""
 
 import importlib
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -174,7 +175,10 @@ def from_torch(
             key: value if key in trained else jax.lax.stop_gradient(value)
             for key, value in params.items()
         }
-        return function(held, (x, t))
+        with warnings.catch_warnings():
+            # PyTorch's integers are long, which JAX has only where it is asked to.
+            warnings.filterwarnings("ignore", "Explicitly requested dtype int64")
+            return function(held, (x, t))
 
     if name is not None:
         register_function(name, applied, params)

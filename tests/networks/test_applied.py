@@ -102,11 +102,11 @@ def test_a_name_that_nobody_knows_is_refused(tmp_path):
 
 
 def test_kinds_are_checked():
-    with pytest.raises(TypeError, match="function must be"):
+    with pytest.raises(TypeError, match="function"):
         Applied(3, {})
-    with pytest.raises(TypeError, match="name must be a text"):
+    with pytest.raises(TypeError, match="name"):
         Applied(mlp, {}, 3)
-    with pytest.raises(TypeError, match="name must be a text"):
+    with pytest.raises(TypeError, match="name"):
         register_function(3, mlp, {})
 
 

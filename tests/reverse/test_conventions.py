@@ -271,7 +271,7 @@ def test_fields_are_checked(kind, wrong):
 @pytest.mark.parametrize(
     ("schedule", "prediction"),
     [
-        (schedules.ddpm(100), nd.EpsilonPrediction(time_scale=100, time_shift=-1)),
+        (schedules.ddpm(), nd.EpsilonPrediction()),
         (schedules.variance_preserving(), nd.ScorePrediction()),
         (schedules.edm(20.0), nd.EDMPrediction(1.0)),
         (schedules.straight(), nd.FlowPrediction(scale="straight")),
