@@ -27,7 +27,7 @@ from numpyro_diffusion.forward import AbstractForward, BernoulliForward, Gaussia
 from numpyro_diffusion.guidance import AbstractGuidance
 from numpyro_diffusion.model import Likelihood
 from numpyro_diffusion.pretrained import load_pretrained
-from numpyro_diffusion.prior import DiffusionPrior
+from numpyro_diffusion.prior import DiffusionPrior, FewStepMap
 from numpyro_diffusion.registry import register_exports
 from numpyro_diffusion.reverse import (
     AbstractPrediction,
@@ -61,6 +61,7 @@ from numpyro_diffusion.training import (
     FitResult,
     calibrate,
     denoising_error,
+    distill,
     fit,
 )
 
@@ -85,6 +86,7 @@ __all__ = [
     "EDMPrediction",
     "EpsilonPrediction",
     "ErrorComponents",
+    "FewStepMap",
     "FitResult",
     "FlowPrediction",
     "GaussianForward",
@@ -99,6 +101,7 @@ __all__ = [
     "datasets",
     "denoising_error",
     "diagnostics",
+    "distill",
     "fit",
     "forward_model",
     "guidance",

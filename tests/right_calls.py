@@ -49,6 +49,10 @@ RECORDS = (
 )
 
 
+# Asks for an extra, and is tried where that is installed.
+ELSEWHERE = ("from_torch",)
+
+
 @dataclasses.dataclass(frozen=True)
 class Row:
     """A right call.
@@ -75,7 +79,7 @@ def exported():
     for prefix, room in ROOMS.items():
         for name in room.__all__:
             value = getattr(room, name)
-            is_left_out = name.startswith("Abstract") or name in RECORDS
+            is_left_out = name.startswith("Abstract") or name in RECORDS + ELSEWHERE
             if inspect.ismodule(value) or not callable(value) or is_left_out:
                 continue
             if id(value) not in seen:

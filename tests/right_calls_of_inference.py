@@ -140,6 +140,19 @@ row(
     num_components=1,
 )
 row(
+    "distill",
+    lambda prior: prior.few_steps.error,
+    ("contexts",),
+    prior=nd.DiffusionPrior(TRAINED, (2,), 3),
+    num_steps=1,
+    key=KEY,
+    num_pairs=16,
+    num_train_steps=1,
+    batch_size=2,
+    learning_rate=0.01,
+    progress_bar=False,
+)
+row(
     "fit",
     lambda found: (found.losses, found.reverse.error.values),
     ("optimizer", "validation", "batch_size", "objective", "scaling"),
@@ -240,6 +253,13 @@ row("handlers.diffusion_sites", model=model, paths=False)
 row("handlers.guide", None, model=model, guidance=nd.guidance.DPS(1.0), site="x")
 
 # ---- Inference
+row(
+    "FewStepMap",
+    lambda found: found.decode(GAUSS, X),
+    reverse=GAUSS,
+    num_steps=2,
+    error=0.1,
+)
 row("infer.FlowReparam", num_steps=2, solver=diffrax.Heun())
 row("infer.reparam_diffusion", model=model, reparam=nd.infer.FlowReparam())
 row(

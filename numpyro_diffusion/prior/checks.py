@@ -10,10 +10,17 @@ from jaxtyping import Array, Float
 
 from numpyro_diffusion.checks import checked_instance, checked_num_steps
 from numpyro_diffusion.datasets import Scaling
+from numpyro_diffusion.prior.few_steps import FewStepMap
 from numpyro_diffusion.reverse import AbstractReverse
 from numpyro_diffusion.samplers import AbstractSampler, Ancestral
 
-__all__ = ["check_denoiser", "check_scaling", "checked_sampler", "no_density"]
+__all__ = [
+    "check_denoiser",
+    "check_few_steps",
+    "check_scaling",
+    "checked_sampler",
+    "no_density",
+]
 
 
 def checked_sampler(num_steps: Any, sampler: AbstractSampler | None) -> AbstractSampler:
@@ -29,6 +36,13 @@ def checked_sampler(num_steps: Any, sampler: AbstractSampler | None) -> Abstract
     return checked_instance(
         "DiffusionPrior", "sampler", sampler, AbstractSampler, "samplers.Ancestral(200)"
     )
+
+
+def check_few_steps(few_steps: Any) -> None:
+    """Refuse what is no map in few steps, if there is any."""
+    if few_steps is not None:
+        example = "distill(...).few_steps"
+        checked_instance("DiffusionPrior", "few_steps", few_steps, FewStepMap, example)
 
 
 def check_scaling(

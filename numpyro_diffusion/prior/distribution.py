@@ -24,13 +24,16 @@ from numpyro_diffusion.checks import (
     checked_shape,
 )
 from numpyro_diffusion.datasets import Scaling
+from numpyro_diffusion.prior.axes import over_axes
 from numpyro_diffusion.prior.checks import (
     check_denoiser,
+    check_few_steps,
     check_scaling,
     checked_sampler,
     no_density,
 )
-from numpyro_diffusion.reverse import AbstractReverse, each
+from numpyro_diffusion.prior.few_steps import FewStepMap
+from numpyro_diffusion.reverse import AbstractReverse
 from numpyro_diffusion.samplers import AbstractSampler, ProbabilityFlow
 
 __all__ = ["DiffusionPrior"]
@@ -59,6 +62,8 @@ class DiffusionPrior(dist.Distribution):
             `sampler=samplers.Ancestral(num_steps)`. By default 200.
         sampler: How draws are made, and on which grid.
         flow: How `log_prob` solves the probability flow.
+        few_steps: The flow's map in few network calls, as `distill` learns it, for
+            `infer.FlowReparam`.
         scaling: From the site's units to the network's and back, for instance
             `fit(..., scaling="standard").scaling`; by default they are the same.
         context: What the process is conditioned on, any tree of arrays as its network takes
@@ -94,6 +99,7 @@ class DiffusionPrior(dist.Distribution):
         sampler: AbstractSampler | None = None,
         flow: ProbabilityFlow | None = None,
         scaling: Scaling | None = None,
+        few_steps: FewStepMap | None = None,
         context: Any | None = None,
         validate_args: bool | None = None,
     ) -> None:
@@ -102,6 +108,7 @@ class DiffusionPrior(dist.Distribution):
                 "DiffusionPrior: reverse must be a reverse process (for instance "
                 f"fit(...).reverse), got {type(reverse).__name__}."
             )
+        check_few_steps(few_steps)
         if context is not None:
             reverse = reverse.given(context)
         if reverse.wants_context:
@@ -114,7 +121,7 @@ class DiffusionPrior(dist.Distribution):
         sampler.check("DiffusionPrior", reverse)
         if scaling is not None:
             check_scaling(scaling, reverse, event_shape)
-        parts = (reverse, sampler, scaling)
+        parts = (reverse, sampler, scaling, few_steps)
         self._arrays, self._static = eqx.partition(parts, eqx.is_array)
         self.flow = ProbabilityFlow() if flow is None else flow
         checked_instance(
@@ -126,7 +133,9 @@ class DiffusionPrior(dist.Distribution):
         )
 
     @property
-    def _parts(self) -> tuple[AbstractReverse, AbstractSampler, Scaling | None]:
+    def _parts(
+        self,
+    ) -> tuple[AbstractReverse, AbstractSampler, Scaling | None, FewStepMap | None]:
         return eqx.combine(self._arrays, self._static)
 
     @property
@@ -143,6 +152,11 @@ class DiffusionPrior(dist.Distribution):
     def scaling(self) -> Scaling | None:
         """From the site's units to the network's; None if they are the same."""
         return self._parts[2]
+
+    @property
+    def few_steps(self) -> FewStepMap | None:
+        """The flow's map in few steps; None where none was learned."""
+        return self._parts[3]
 
     @property
     def num_steps(self) -> int:
@@ -214,8 +228,24 @@ class DiffusionPrior(dist.Distribution):
         draws = _sample(self, key, shape)
         return self.restored(draws)
 
+    def given(self, context: Any) -> "DiffusionPrior":
+        """This prior under another context.
+
+        Args:
+            context: As in the constructor.
+
+        Raises:
+            TypeError: The process takes none.
+            ValueError: It is of another shape.
+        """
+        return DiffusionPrior(**self.to_config(), context=context)
+
     def each(
-        self, function: Callable, batch_shape: tuple[int, ...], *values: Array
+        self,
+        function: Callable,
+        batch_shape: tuple[int, ...],
+        *values: Array,
+        reverse: AbstractReverse | None = None,
     ) -> Array:
         """Map `function(reverse, *values)` over events, each under its own context.
 
@@ -223,23 +253,17 @@ class DiffusionPrior(dist.Distribution):
             function: Of the process under one context and what belongs to one event.
             batch_shape: Axes that are mapped over; the last ones are the prior's own.
             *values: Arrays with these axes in front.
+            reverse: Another process than the prior's, which takes the same contexts.
 
         Returns:
             The results, with the same axes in front.
         """
-        reverse = self.reverse
-        if reverse.context_shape:
-
-            def spread(leaf: Array) -> Array:
-                of_one = leaf.shape[len(self.batch_shape) :]
-                return _flat(
-                    jnp.broadcast_to(leaf, batch_shape + of_one), len(batch_shape)
-                )
-
-            reverse = reverse.given(jax.tree.map(spread, reverse.context))
-        flat = [_flat(value, len(batch_shape)) for value in values]
-        found = each(function, reverse)(*flat)
-        return found.reshape(batch_shape + found.shape[1:])
+        context = self.reverse.context
+        if reverse is None:
+            reverse = self.reverse
+        elif context is not None:
+            reverse = reverse.given(context)
+        return over_axes(function, reverse, batch_shape, values)
 
     def log_prob(self, value: Array, intermediates: Any = None) -> Float[Array, "..."]:
         """Log density in nats, of the shape of the axes in front of the event.
@@ -287,13 +311,14 @@ class DiffusionPrior(dist.Distribution):
 
     def to_config(self) -> dict[str, Any]:
         """The constructor's arguments, for `save`."""
-        reverse, sampler, scaling = self._parts
+        reverse, sampler, scaling, few_steps = self._parts
         return {
             "reverse": reverse,
             "event_shape": self.event_shape,
             "sampler": sampler,
             "flow": self.flow,
             "scaling": scaling,
+            "few_steps": few_steps,
         }
 
     @classmethod
@@ -304,8 +329,6 @@ class DiffusionPrior(dist.Distribution):
 
 # NumPyro often runs a model eagerly. These two are compiled once per shape for all
 # priors of one structure, where an eager scan would compile anew at every call.
-
-
 @eqx.filter_jit
 def _sample(
     prior: DiffusionPrior, key: Array, sample_shape: tuple[int, ...]
@@ -325,8 +348,3 @@ def _log_prob(
     prior: DiffusionPrior, value: Array, batch_shape: tuple[int, ...]
 ) -> Float[Array, "..."]:
     return prior.each(prior.flow.log_prob, batch_shape, value)
-
-
-def _flat(value: Array, num_axes: int) -> Array:
-    """The first axes of an array, merged."""
-    return value.reshape(math.prod(value.shape[:num_axes]), *value.shape[num_axes:])

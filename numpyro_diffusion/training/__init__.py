@@ -1,6 +1,7 @@
 """From samples to a reverse process."""
 
 from numpyro_diffusion.training.calibration import calibrate
+from numpyro_diffusion.training.distillation import distill
 from numpyro_diffusion.training.error import denoising_error
 from numpyro_diffusion.training.loop import FitResult, fit
 from numpyro_diffusion.training.objectives import (
@@ -16,5 +17,6 @@ __all__ = [
     "FitResult",
     "calibrate",
     "denoising_error",
+    "distill",
     "fit",
 ]

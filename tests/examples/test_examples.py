@@ -37,6 +37,7 @@ def test_every_example_is_tested():
         "inpaint_mnist",
         "mnist_classes",
         "separate_digits",
+        "torch_network",
         "train_digits",
         "train_mnist",
     }
@@ -210,3 +211,13 @@ def test_classes_are_told_apart(mnist_folder, monkeypatch, tmp_path):
     probabilities = example.class_probabilities(shown.images)
     np.testing.assert_allclose(probabilities.sum(-1), 1.0)
     assert np.mean(probabilities.argmax(-1) == shown.labels) > 0.95
+
+
+@pytest.mark.slow
+def test_torch_network(monkeypatch):
+    """Needs the extra `torch`."""
+    pytest.importorskip("torchax")
+    monkeypatch.setattr("sys.argv", ["torch_network.py", "--quick"])
+    draws = load_example("torch_network").main()
+    assert draws["x"].shape == (4, 5, 2)
+    assert np.all(np.isfinite(draws["x"]))

@@ -157,8 +157,13 @@ def chains(kernel, y=Y, num_warmup=200, num_samples=1500, **fields):
     return mcmc
 
 
-@pytest.mark.gate
-@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside NUTS"])
+@pytest.mark.parametrize(
+    "beside",
+    [
+        pytest.param(False, marks=pytest.mark.gate, id="alone"),
+        pytest.param(True, marks=pytest.mark.slow, id="beside NUTS"),
+    ],
+)
 def test_particle_marginal(beside):
     marked = nd.handlers.diffusion_sites(other_latents if beside else model)
     block = nd.infer.ParticleMarginal(marked, num_particles=32)
@@ -179,7 +184,7 @@ def test_particle_marginal(beside):
         assert off(draws[name], wanted.mean(0), width.max() ** 2, 300) < LIMIT
 
 
-@pytest.mark.gate
+@pytest.mark.slow
 def test_control_a_proposal_without_its_prior_is_wrong(monkeypatch):
     """Taken by the evidences alone, c would have a flat prior."""
     from numpyro_diffusion.infer._proposal import Proposal
@@ -303,10 +308,18 @@ def plate_draws(name, contexts):
     return mcmc.get_samples()["x"]
 
 
-@pytest.mark.gate
 @pytest.mark.parametrize(
     "name",
-    ["TwistedSMC", "guide", "ParticleGibbs", "ParticleIndependence", "SplitGibbs"],
+    [
+        *(
+            pytest.param(n, marks=pytest.mark.gate)
+            for n in ("TwistedSMC", "SplitGibbs")
+        ),
+        *(
+            pytest.param(n, marks=pytest.mark.slow)
+            for n in ("guide", "ParticleGibbs", "ParticleIndependence")
+        ),
+    ],
 )
 def test_each_element_of_a_plate_is_under_its_own_context(name):
     mean = CONTEXTS + GAIN * (ROWS - CONTEXTS)
@@ -314,7 +327,7 @@ def test_each_element_of_a_plate_is_under_its_own_context(name):
     worth = 10 if name == "SplitGibbs" else 100
     draws = plate_draws(name, CONTEXTS)
     assert off(draws, mean, variance, worth) < LIMIT
-    if name == "ParticleGibbs":  # control
+    if name == "TwistedSMC":  # control
         assert off(plate_draws(name, CONTEXTS[::-1]), mean, variance, worth) > LIMIT
 
 

@@ -201,8 +201,14 @@ def test_a_number_of_sweeps_is_positive():
         nd.infer.ParticleGibbs(plated_model, independent_every=0)
 
 
-@pytest.mark.gate
-@pytest.mark.parametrize("name", list(KERNELS))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("block", marks=pytest.mark.gate),
+        pytest.param("every-second-sweep", marks=pytest.mark.slow),
+        pytest.param("every-sweep-in-place-of-refreshes", marks=pytest.mark.gate),
+    ],
+)
 def test_the_first_run_in_warmup_is_taken(name):
     """Of two problems in a hundred chains; without warm-up some are left."""
 

@@ -13,6 +13,7 @@ from numpyro.infer.gibbs import GIBBS_SITES_KWARG
 from numpyro.infer.util import log_density
 
 import numpyro_diffusion as nd
+from numpyro_diffusion.model import context
 from numpyro_diffusion.model import sites as room
 from numpyro_diffusion.model.checks import check_all_given
 from numpyro_diffusion.reverse.analytic import GaussianReverse
@@ -227,7 +228,7 @@ def test_a_marked_prior_must_not_depend_on_another_block():
 
 
 def test_several_priors_move_as_one_process():
-    joint = room.jointly([PRIOR, NO_CHAIN], [(3, 2), (2,)])
+    joint = context.jointly([PRIOR, NO_CHAIN], [(3, 2), (2,)])
     assert joint.size == 8
     assert joint.shapes == ((3, 2), (2,))
     x = jr.normal(jr.key(0), (8,))
@@ -235,4 +236,4 @@ def test_several_priors_move_as_one_process():
     np.testing.assert_allclose(joint.denoise(x, 0.5), expected.ravel(), rtol=1e-12)
     other = nd.DiffusionPrior(PRIOR.reverse, (2,), 5)
     with pytest.raises(ValueError, match=r"the same num_steps .* got \[4, 5\]"):
-        room.jointly([PRIOR, other], [(2,), (2,)])
+        context.jointly([PRIOR, other], [(2,), (2,)])

@@ -228,8 +228,14 @@ def posterior(reverse):
     return float(found.log_evidence), weights @ found.particles.x[:, 0]
 
 
-@pytest.mark.gate
-@every
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.gate if few else pytest.mark.slow)
+        for name in CONVENTIONS
+        for few in [name in ("DDPM", "score, sub-VP", "EDM, its F", "rectified flow")]
+    ],
+)
 def test_posteriors_evidence_and_densities(name):
     """Against the exact denoiser as it is, by the same random numbers."""
     found, exact = both(name)
