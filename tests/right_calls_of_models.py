@@ -168,7 +168,7 @@ row(
     "networks.Applied",
     lambda network: network(X, jnp.array(0.5)),
     ("name",),
-    function=lambda params, x, t: params * x,
+    function=lambda params, x, t: x + jnp.sum(params),
     params=jnp.array(2.0),
     name="a function",
 )
@@ -176,7 +176,7 @@ row(
     "networks.register_function",
     None,
     name="a function",
-    function=lambda params, x, t: params * x,
+    function=lambda params, x, t: x + jnp.sum(params),
     params=jnp.array(2.0),
 )
 row("networks.Conv", None, in_channels=1, out_channels=1, kernel_size=1, key=KEY)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from numpyro_diffusion.checks import checked_callable
+from numpyro_diffusion.checks import checked_array, checked_callable
 
 __all__ = ["Applied", "from_torch", "register_function"]
 
@@ -37,9 +37,10 @@ class Applied(eqx.Module):
         name: Name under which the function is registered; None for one that is not saved.
 
     Raises:
-        TypeError: `function` is none, or `name` is no text; or, when it is saved, it has no
-            name.
-        ValueError: When it is loaded, nobody has registered a function by its name.
+        TypeError: `function` is none, `params` are no arrays of numbers, or `name` is no
+            text; or, when it is saved, it has no name.
+        ValueError: Parameters are not finite; or, when it is loaded, nobody has registered
+            a function by its name.
     """
 
     function: Callable = eqx.field(static=True)
@@ -53,6 +54,12 @@ class Applied(eqx.Module):
         if name is not None and not isinstance(name, str):
             raise TypeError(f"Applied: name must be a text or None, got {name!r}.")
         self.function, self.name = function, name
+        if not jax.tree.leaves(params):
+            raise TypeError(
+                f"Applied: params must hold at least one array, got {params!r}."
+            )
+        for leaf in jax.tree.leaves(params):
+            checked_array("Applied", "params", leaf, empty=True)
         self.params = jax.tree.map(jnp.asarray, params)
 
     def __call__(self, x: Array, t: Array, *context: Any) -> Array:

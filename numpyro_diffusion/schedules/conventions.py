@@ -12,7 +12,11 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from numpyro_diffusion.checks import checked_num_steps, checked_positive
+from numpyro_diffusion.checks import (
+    checked_num_steps,
+    checked_positive,
+    checked_width,
+)
 from numpyro_diffusion.forward import AbstractSchedule
 from numpyro_diffusion.registry import register
 from numpyro_diffusion.schedules.base import checked_angle, checked_time
@@ -31,6 +35,10 @@ __all__ = [
     "variance_exploding",
     "variance_preserving",
 ]
+
+
+# With more, what is left of the signal at t = 1 is below what single precision holds.
+_MOST_RATE = 150.0
 
 
 class _Ratio(AbstractSchedule):
@@ -108,7 +116,7 @@ class Power(_Ratio):
     rho: float
 
     def __check_init__(self) -> None:
-        checked_positive("Power", "sigma_max", self.sigma_max)
+        checked_width("Power", "sigma_max", self.sigma_max)
         checked_positive("Power", "rho", self.rho)
 
     def time(self, angle: ArrayLike) -> Float[Array, "..."]:
@@ -219,8 +227,13 @@ def variance_exploding(sigma_min: float = 0.01, sigma_max: float = 50.0) -> Geom
 
     Source: Song et al. 2021, arXiv:2011.13456, eq. 9 and appendix C.
     """
-    low = checked_positive("variance_exploding", "sigma_min", sigma_min)
-    high = checked_positive("variance_exploding", "sigma_max", sigma_max)
+    low = checked_width("variance_exploding", "sigma_min", sigma_min)
+    high = checked_width("variance_exploding", "sigma_max", sigma_max)
+    if not low < high <= 1e18 * low:
+        raise ValueError(
+            "variance_exploding: sigma_min must be below sigma_max, and their ratio at "
+            f"most 1e18, got {sigma_min} and {sigma_max}."
+        )
     return geometric(low**2, high**2)
 
 
@@ -258,7 +271,8 @@ def _at_most_one(t: Float[Array, "..."]) -> Float[Array, "..."]:
 def _check_rates(name: str, beta_min: float, beta_max: float) -> None:
     low = checked_positive(name, "beta_min", beta_min)
     high = checked_positive(name, "beta_max", beta_max)
-    if low >= high:
+    if not low < high <= _MOST_RATE:
         raise ValueError(
-            f"{name}: beta_min must be below beta_max, got {beta_min} and {beta_max}."
+            f"{name}: beta_min must be below beta_max, and that at most {_MOST_RATE:g}, "
+            f"got {beta_min} and {beta_max}."
         )

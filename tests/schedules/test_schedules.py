@@ -458,7 +458,7 @@ def test_variance_exploding_is_geometric():
         (lambda: schedules.variance_preserving(2.0, 1.0), "below beta_max"),
         (lambda: schedules.sub_variance_preserving(-1.0, 1.0), "beta_min must be"),
         (lambda: schedules.edm(0.0), "sigma_max must be"),
-        (lambda: schedules.variance_exploding(2.0, 1.0), "nsr_min < nsr_max"),
+        (lambda: schedules.variance_exploding(2.0, 1.0), "sigma_min must be below"),
     ],
 )
 def test_conventions_refuse_what_is_no_schedule(make, message):
