@@ -546,9 +546,3 @@ CALIBRATED = {
 @pytest.mark.parametrize("name", list(CALIBRATED))
 def test_calibration_of_lengthscale_intercept_and_likelihood(name):
     assert CALIBRATED[name]() > 1e-3
-
-
-@pytest.mark.slow
-def test_control_a_stopped_gradient_is_rejected():
-    stopped = lambda: NUTS(through_the_flow(jax.lax.stop_gradient), max_tree_depth=4)
-    assert calibration(through_the_flow(), chain(stopped, 6, 200)) < 1e-4
