@@ -16,11 +16,11 @@ from numpyro_diffusion.forward import AbstractForward
 from numpyro_diffusion.reverse.gaussian_predictions import (
     SCALES,
     AbstractGaussianPrediction,
+    AbstractMixture,
     angle_at,
     cos_sin,
     leaves_signal,
 )
-from numpyro_diffusion.reverse.predictions import AbstractPrediction
 
 __all__ = ["EDMPrediction", "EpsilonPrediction", "FlowPrediction", "ScorePrediction"]
 
@@ -51,25 +51,8 @@ class EpsilonPrediction(AbstractGaussianPrediction):
 
     ends_without_signal: ClassVar[bool] = False
 
-    def denoise(
-        self,
-        forward: AbstractForward,
-        output: Float[Array, "*event"],
-        x_t: Num[Array, "*event"],
-        t: ArrayLike,
-    ) -> Float[Array, "*event"]:
-        cos, sin = cos_sin(forward, t)
-        return (x_t - sin * output) / cos
-
-    def output(
-        self,
-        forward: AbstractForward,
-        x0: Float[Array, "*event"],
-        x_t: Num[Array, "*event"],
-        t: ArrayLike,
-    ) -> Float[Array, "*event"]:
-        cos, sin = cos_sin(forward, t)
-        return (x_t - cos * x0) / sin
+    def mixture(self, cos: Array, sin: Array) -> tuple[Array, Array]:
+        return 1.0 / cos, -sin / cos
 
 
 class ScorePrediction(AbstractGaussianPrediction):
@@ -84,25 +67,8 @@ class ScorePrediction(AbstractGaussianPrediction):
 
     ends_without_signal: ClassVar[bool] = False
 
-    def denoise(
-        self,
-        forward: AbstractForward,
-        output: Float[Array, "*event"],
-        x_t: Num[Array, "*event"],
-        t: ArrayLike,
-    ) -> Float[Array, "*event"]:
-        cos, sin = cos_sin(forward, t)
-        return (x_t + sin * self._width(forward, t) * output) / cos
-
-    def output(
-        self,
-        forward: AbstractForward,
-        x0: Float[Array, "*event"],
-        x_t: Num[Array, "*event"],
-        t: ArrayLike,
-    ) -> Float[Array, "*event"]:
-        cos, sin = cos_sin(forward, t)
-        return (cos * x0 - x_t) / (sin * self._width(forward, t))
+    def mixture(self, cos: Array, sin: Array) -> tuple[Array, Array]:
+        return 1.0 / cos, sin * self._width(cos, sin) / cos
 
     def loss(
         self,
@@ -113,11 +79,10 @@ class ScorePrediction(AbstractGaussianPrediction):
         t: ArrayLike,
     ) -> Float[Array, ""]:
         squared = super().loss(forward, output, x0, x_t, t)
-        return squared * self._width(forward, t) ** 2
+        return squared * self._width(*cos_sin(forward, t)) ** 2
 
-    def _width(self, forward: AbstractForward, t: ArrayLike) -> Array:
+    def _width(self, cos: Array, sin: Array) -> Array:
         """Of the noise, in the network's scale."""
-        cos, sin = cos_sin(forward, t)
         return SCALES[self.scale](cos, sin) * sin
 
 
@@ -143,30 +108,12 @@ class FlowPrediction(AbstractGaussianPrediction):
 
     to_data: bool = eqx.field(static=True, default=False)
 
-    def denoise(
-        self,
-        forward: AbstractForward,
-        output: Float[Array, "*event"],
-        x_t: Num[Array, "*event"],
-        t: ArrayLike,
-    ) -> Float[Array, "*event"]:
-        cos, sin = cos_sin(forward, t)
-        velocity = -output if self.to_data else output
-        return (x_t - sin * velocity) / (cos + sin)
-
-    def output(
-        self,
-        forward: AbstractForward,
-        x0: Float[Array, "*event"],
-        x_t: Num[Array, "*event"],
-        t: ArrayLike,
-    ) -> Float[Array, "*event"]:
-        cos, sin = cos_sin(forward, t)
-        velocity = (x_t - (cos + sin) * x0) / sin
-        return -velocity if self.to_data else velocity
+    def mixture(self, cos: Array, sin: Array) -> tuple[Array, Array]:
+        share = sin / (cos + sin)
+        return 1.0 / (cos + sin), share if self.to_data else -share
 
 
-class EDMPrediction(AbstractPrediction):
+class EDMPrediction(AbstractMixture):
     r"""The output is EDM's F, inside of its preconditioning.
 
     With $\sigma = \tan\theta$ and $x = x_0 + \sigma\epsilon$ the network sees $c_{in} x$
@@ -199,40 +146,9 @@ class EDMPrediction(AbstractPrediction):
         seen = x_t / self._size(*cos_sin(forward, t)).astype(x_t.dtype)
         return seen, told.astype(t.dtype)
 
-    def denoise(
-        self,
-        forward: AbstractForward,
-        output: Float[Array, "*event"],
-        x_t: Num[Array, "*event"],
-        t: ArrayLike,
-    ) -> Float[Array, "*event"]:
-        cos, sin = cos_sin(forward, t)
+    def mixture(self, cos: Array, sin: Array) -> tuple[Array, Array]:
         size = self._size(cos, sin)
-        skipped = self.sigma_data**2 * cos / size**2 * x_t
-        return skipped + sin * self.sigma_data / size * output
-
-    def output(
-        self,
-        forward: AbstractForward,
-        x0: Float[Array, "*event"],
-        x_t: Num[Array, "*event"],
-        t: ArrayLike,
-    ) -> Float[Array, "*event"]:
-        """What the network would answer, were `x0` what it knows; see `denoise`."""
-        cos, sin = cos_sin(forward, t)
-        size = self._size(cos, sin)
-        skipped = self.sigma_data**2 * cos / size**2 * x_t
-        return (x0 - skipped) * size / (sin * self.sigma_data)
-
-    def loss(
-        self,
-        forward: AbstractForward,
-        output: Float[Array, "*event"],
-        x0: Num[Array, "*event"],
-        x_t: Num[Array, "*event"],
-        t: ArrayLike,
-    ) -> Float[Array, ""]:
-        return jnp.mean((output - self.output(forward, x0, x_t, t)) ** 2)
+        return self.sigma_data**2 * cos / size**2, sin * self.sigma_data / size
 
     def _size(self, cos: Array, sin: Array) -> Array:
         """Standard deviation of x_t."""

@@ -25,6 +25,7 @@ from numpyro_diffusion.reverse.predictions import (
 __all__ = [
     "SCALES",
     "AbstractGaussianPrediction",
+    "AbstractMixture",
     "DataPrediction",
     "VelocityPrediction",
     "angle_at",
@@ -47,7 +48,54 @@ _TIMES = {
 }
 
 
-class AbstractGaussianPrediction(AbstractPrediction):
+class AbstractMixture(AbstractPrediction):
+    """An answer that gives the denoised event as a mixture of itself and the noisy one."""
+
+    @abc.abstractmethod
+    def mixture(self, cos: Array, sin: Array) -> tuple[Array, Array]:
+        r"""Factors of x_t and of the output in E[x_0 | x_t].
+
+        Args:
+            cos: Factor of the signal in x_t.
+            sin: Factor of the noise.
+        """
+
+    def denoise(
+        self,
+        forward: AbstractForward,
+        output: Float[Array, "..."],
+        x_t: Num[Array, "*event"],
+        t: ArrayLike,
+    ) -> Float[Array, "..."]:
+        on_x_t, on_output = self.mixture(*cos_sin(forward, t))
+        return on_x_t * x_t + on_output * output
+
+    def output(
+        self,
+        forward: AbstractForward,
+        x0: Num[Array, "..."],
+        x_t: Num[Array, "*event"],
+        t: ArrayLike,
+    ) -> Float[Array, "..."]:
+        """What a network of this convention would answer, were `x0` what it knows.
+
+        The inverse of `denoise` in the output; with the true event the target of training.
+        """
+        on_x_t, on_output = self.mixture(*cos_sin(forward, t))
+        return (x0 - on_x_t * x_t) / on_output
+
+    def loss(
+        self,
+        forward: AbstractForward,
+        output: Float[Array, "..."],
+        x0: Num[Array, "*event"],
+        x_t: Num[Array, "*event"],
+        t: ArrayLike,
+    ) -> Float[Array, ""]:
+        return jnp.mean((output - self.output(forward, x0, x_t, t)) ** 2)
+
+
+class AbstractGaussianPrediction(AbstractMixture):
     r"""What a network of a Gaussian process is called with, and what it answers.
 
     Attributes:
@@ -106,29 +154,6 @@ class AbstractGaussianPrediction(AbstractPrediction):
         told = _TIMES[self.time](t, None if self.time == "t" else angle_at(forward, t))
         return seen, (self.time_scale * told + self.time_shift).astype(t.dtype)
 
-    @abc.abstractmethod
-    def output(
-        self,
-        forward: AbstractForward,
-        x0: Float[Array, "*event"],
-        x_t: Num[Array, "*event"],
-        t: ArrayLike,
-    ) -> Float[Array, "*event"]:
-        """What a network of this convention would answer, were `x0` what it knows.
-
-        The inverse of `denoise` in the output; with the true event the target of training.
-        """
-
-    def loss(
-        self,
-        forward: AbstractForward,
-        output: Float[Array, "*event"],
-        x0: Num[Array, "*event"],
-        x_t: Num[Array, "*event"],
-        t: ArrayLike,
-    ) -> Float[Array, ""]:
-        return jnp.mean((output - self.output(forward, x0, x_t, t)) ** 2)
-
 
 class VelocityPrediction(AbstractGaussianPrediction):
     r"""The output is $dx/d\theta = \cos\theta\,\epsilon - \sin\theta\,x_0$.
@@ -143,25 +168,8 @@ class VelocityPrediction(AbstractGaussianPrediction):
     def check(self, caller: str, data: np.ndarray) -> None:
         check_unit_variance(caller, data)
 
-    def denoise(
-        self,
-        forward: AbstractForward,
-        output: Float[Array, "*event"],
-        x_t: Num[Array, "*event"],
-        t: ArrayLike,
-    ) -> Float[Array, "*event"]:
-        cos, sin = cos_sin(forward, t)
-        return cos * x_t - sin * output
-
-    def output(
-        self,
-        forward: AbstractForward,
-        x0: Float[Array, "*event"],
-        x_t: Num[Array, "*event"],
-        t: ArrayLike,
-    ) -> Float[Array, "*event"]:
-        cos, sin = cos_sin(forward, t)
-        return cos * ((x_t - cos * x0) / sin) - sin * x0
+    def mixture(self, cos: Array, sin: Array) -> tuple[Array, Array]:
+        return cos, -sin
 
 
 class DataPrediction(AbstractGaussianPrediction):
@@ -176,6 +184,9 @@ class DataPrediction(AbstractGaussianPrediction):
             return (self.scale, self.time) == ("preserving", "t")
         return super().fits(forward)
 
+    def mixture(self, cos: Array, sin: Array) -> tuple[Array, Array]:
+        return jnp.zeros_like(cos), jnp.ones_like(cos)
+
     def denoise(
         self,
         forward: AbstractForward,
@@ -188,7 +199,7 @@ class DataPrediction(AbstractGaussianPrediction):
     def output(
         self,
         forward: AbstractForward,
-        x0: Float[Array, "..."],
+        x0: Num[Array, "..."],
         x_t: Num[Array, "*event"],
         t: ArrayLike,
     ) -> Float[Array, "..."]:
