@@ -74,10 +74,5 @@ def calibrate(
         num_components=num_components,
         scaling=prior.scaling,
     )
-    return DiffusionPrior(
-        reverse.with_error(error),
-        prior.event_shape,
-        sampler=prior.sampler,
-        flow=prior.flow,
-        scaling=prior.scaling,
-    )
+    config = {**prior.to_config(), "reverse": reverse.with_error(error)}
+    return DiffusionPrior.from_config(config)

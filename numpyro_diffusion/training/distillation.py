@@ -71,7 +71,7 @@ def distill(
 
     **Error:** `few_steps.error`, the root mean squared difference of the two maps, which
     bounds the Wasserstein distance of order two between their laws: for fields of eight
-    points with a latent lengthscale 0.016, 0.008 and 0.004 of their standard deviation with
+    points with a latent lengthscale 0.015, 0.008 and 0.004 of their standard deviation with
     1, 2 and 4 steps (`benchmarks/few_steps.py`).
 
     Source: Luhman and Luhman 2021, arXiv:2101.02388; steps as those of Salimans and Ho
@@ -129,7 +129,7 @@ def distill(
     context = reverse.context
     student = few_steps.reverse if context is None else few_steps.reverse.given(context)
     config = {**prior.to_config(), "few_steps": FewStepMap(student, num_steps, error)}
-    return DiffusionPrior(**config)
+    return DiffusionPrior.from_config(config)
 
 
 def _solved(

@@ -66,6 +66,8 @@ def test_the_rest_of_the_prior_stays():
     np.testing.assert_array_equal(draw(prior), draw(before))
     default = nd.infer.FlowReparam().decode(prior, Z)
     assert np.abs(default - reparam.decode(prior, Z)).max() > 0.1
+    measured = nd.calibrate(prior, Z, key=jax.random.key(2), num_levels=2)
+    assert measured.few_steps.num_steps == 1
 
 
 @pytest.mark.gate
