@@ -1,5 +1,6 @@
-"""The times and angles that a schedule may be asked for."""
+"""What schedules share: the times and angles they may be asked for, and a ratio."""
 
+import abc
 import math
 
 import jax.numpy as jnp
@@ -11,7 +12,22 @@ from jaxtyping import Array, Float
 from numpyro_diffusion.checks import checked_array
 from numpyro_diffusion.forward import AbstractSchedule
 
-__all__ = ["checked_angle", "checked_time"]
+__all__ = ["AbstractRatioSchedule", "checked_angle", "checked_time"]
+
+
+class AbstractRatioSchedule(AbstractSchedule):
+    """A schedule that says how the ratio of noise to signal grows."""
+
+    @abc.abstractmethod
+    def _noise_to_signal(self, t: ArrayLike) -> Float[Array, "..."]:
+        """The noise's share over the signal's."""
+
+    def alpha_bar(self, t: ArrayLike) -> Float[Array, "..."]:
+        return 1.0 / (1.0 + self._noise_to_signal(t))
+
+    def noise(self, t: ArrayLike) -> Float[Array, "..."]:
+        ratio = self._noise_to_signal(t)
+        return ratio / (1.0 + ratio)
 
 
 def checked_time(schedule: AbstractSchedule, t: ArrayLike) -> Float[Array, "..."]:

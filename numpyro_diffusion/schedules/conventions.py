@@ -19,7 +19,11 @@ from numpyro_diffusion.checks import (
 )
 from numpyro_diffusion.forward import AbstractSchedule
 from numpyro_diffusion.registry import register
-from numpyro_diffusion.schedules.base import checked_angle, checked_time
+from numpyro_diffusion.schedules.base import (
+    AbstractRatioSchedule,
+    checked_angle,
+    checked_time,
+)
 from numpyro_diffusion.schedules.curves import Geometric, geometric
 from numpyro_diffusion.schedules.steps import Tabulated, tabulated
 
@@ -39,20 +43,6 @@ __all__ = [
 
 # With more, what is left of the signal at t = 1 is below what single precision holds.
 _MOST_RATE = 150.0
-
-
-class _Ratio(AbstractSchedule):
-    """A schedule that says how the ratio of noise to signal, squared, grows."""
-
-    def _ratio(self, t: ArrayLike) -> Float[Array, "..."]:
-        raise NotImplementedError
-
-    def alpha_bar(self, t: ArrayLike) -> Float[Array, "..."]:
-        return 1.0 / (1.0 + self._ratio(t))
-
-    def noise(self, t: ArrayLike) -> Float[Array, "..."]:
-        ratio = self._ratio(t)
-        return ratio / (1.0 + ratio)
 
 
 @register
@@ -92,19 +82,19 @@ class LinearRate(AbstractSchedule):
 
 
 @register
-class SubVariancePreserving(_Ratio, LinearRate):
+class SubVariancePreserving(AbstractRatioSchedule, LinearRate):
     """The schedule of `sub_variance_preserving`; attributes as those of `LinearRate`."""
 
     def time(self, angle: ArrayLike) -> Float[Array, "..."]:
         tangent = jnp.tan(checked_angle(self, angle))
         return self._time_of(2.0 * jnp.arcsinh(0.5 * tangent))
 
-    def _ratio(self, t: ArrayLike) -> Float[Array, "..."]:
+    def _noise_to_signal(self, t: ArrayLike) -> Float[Array, "..."]:
         return (2.0 * jnp.sinh(0.5 * self._integral(t))) ** 2
 
 
 @register
-class Power(_Ratio):
+class Power(AbstractRatioSchedule):
     r"""The schedule of `edm`.
 
     Attributes:
@@ -123,7 +113,7 @@ class Power(_Ratio):
         tangent = jnp.tan(checked_angle(self, angle))
         return _at_most_one((tangent / self.sigma_max) ** (1.0 / self.rho))
 
-    def _ratio(self, t: ArrayLike) -> Float[Array, "..."]:
+    def _noise_to_signal(self, t: ArrayLike) -> Float[Array, "..."]:
         return (self.sigma_max * checked_time(self, t) ** self.rho) ** 2
 
 

@@ -8,6 +8,7 @@ from numpyro_diffusion.checks import checked_real
 from numpyro_diffusion.forward import AbstractSchedule
 from numpyro_diffusion.registry import register
 from numpyro_diffusion.schedules.base import (
+    AbstractRatioSchedule,
     checked_angle,
     checked_time,
 )
@@ -52,7 +53,7 @@ class Cosine(AbstractSchedule):
 
 
 @register
-class Geometric(AbstractSchedule):
+class Geometric(AbstractRatioSchedule):
     r"""The schedule of `geometric`.
 
     Attributes:
@@ -87,13 +88,6 @@ class Geometric(AbstractSchedule):
 
     def _noise_to_signal(self, t: ArrayLike) -> Float[Array, "..."]:
         return self.nsr_min * jnp.expm1(checked_time(self, t) * self._log_ratio)
-
-    def alpha_bar(self, t: ArrayLike) -> Float[Array, "..."]:
-        return 1.0 / (1.0 + self._noise_to_signal(t))
-
-    def noise(self, t: ArrayLike) -> Float[Array, "..."]:
-        ratio = self._noise_to_signal(t)
-        return ratio / (1.0 + ratio)
 
     def time(self, angle: ArrayLike) -> Float[Array, "..."]:
         ratio = jnp.tan(checked_angle(self, angle)) ** 2
