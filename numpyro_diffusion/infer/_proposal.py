@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from numpyro_diffusion.model.free_space import FreeSpace
 
-__all__ = ["Proposal", "ProposalState"]
+__all__ = ["Proposal", "ProposalState", "covariance_root"]
 
 # Gains of the tuning fall as (sweeps + 10)^-0.6: slowly enough to go anywhere, and at the
 # start slowly enough not to forget the first covariance at once.
@@ -48,7 +48,7 @@ class Proposal(NamedTuple):
 
     def start(self, values: Mapping[str, Array]) -> ProposalState:
         """A unit covariance about the given values."""
-        point, _ = self._point(values)
+        point, _ = _point(self.space.free(values))
         size = max(1, point.size)
         return ProposalState(
             point,
@@ -62,9 +62,9 @@ class Proposal(NamedTuple):
         """Proposed values, and the log ratio of the priors' densities there and here."""
         step_key, values_key, kind_key = jax.random.split(key, 3)
         free = self.space.free(values)
-        point, structure = self._point(values)
+        point, structure = _point(free)
         noise = jax.random.normal(step_key, point.shape, point.dtype)
-        step = jnp.exp(state.log_width) * (_root(state.covariance) @ noise)
+        step = jnp.exp(state.log_width) * (covariance_root(state.covariance) @ noise)
         others = self.space.other_values(values_key, values)
         if point.size and others:
             walks = jax.random.bernoulli(kind_key)
@@ -85,7 +85,7 @@ class Proposal(NamedTuple):
         in_warmup: Bool[Array, ""],
     ) -> ProposalState:
         """The state after a sweep that ended at some values; itself after warm-up."""
-        point, _ = self._point(values)
+        point, _ = _point(self.space.free(values))
         gain = jnp.where(in_warmup, (num_sweeps + _DELAY) ** -_DECAY, 0.0)
         gain = gain.astype(point.dtype)
         accept_prob = accept_prob.astype(point.dtype)
@@ -97,15 +97,16 @@ class Proposal(NamedTuple):
             state.log_width + gain * (accept_prob - self.target_accept),
         )
 
-    def _point(self, values: Mapping[str, Array]) -> tuple[Array, Callable]:
-        """The coordinates as one vector, and the way back."""
-        point, structure = ravel_pytree(self.space.free(values))
-        # Of no coordinates JAX makes a vector of single precision.
-        return point if point.size else jnp.zeros(0), structure
+
+def _point(free: Mapping[str, Array]) -> tuple[Array, Callable]:
+    """Coordinates as one vector, and the way back."""
+    point, structure = ravel_pytree(free)
+    # Of no coordinates JAX makes a vector of single precision.
+    return point if point.size else jnp.zeros(0), structure
 
 
-def _root(covariance: Float[Array, "size size"]) -> Float[Array, "size size"]:
-    """Its square root, never quite singular."""
+def covariance_root(covariance: Float[Array, "size size"]) -> Float[Array, "size size"]:
+    """Square root of a covariance, never quite singular."""
     if covariance.shape == (0, 0):
         return covariance
     variances = jnp.diagonal(covariance)

@@ -27,6 +27,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from numpyro_diffusion.guidance import steps_remembered
+from numpyro_diffusion.infer._proposal import covariance_root
 from numpyro_diffusion.model.free_space import FreeSpace
 
 __all__ = ["RandomWalk", "Steps"]
@@ -62,7 +63,7 @@ class RandomWalk(NamedTuple):
             others
         )
         num, size = points.shape
-        root = _root(points) * (2.38 / math.sqrt(2.0 * size))
+        root = covariance_root(_covariance(points)) * (2.38 / math.sqrt(2.0 * size))
         noise_key, share_key, choice_key = jax.random.split(key, 3)
         shape = (num, 1 + self.num_moves, size)
         noise = jax.random.normal(noise_key, shape, points.dtype)
@@ -126,10 +127,6 @@ class RandomWalk(NamedTuple):
         )
 
 
-def _root(points: Float[Array, "num size"]) -> Float[Array, "size size"]:
-    """Square root of the covariance of points, never quite singular."""
+def _covariance(points: Float[Array, "num size"]) -> Float[Array, "size size"]:
     centred = points - jnp.mean(points, axis=0)
-    covariance = centred.T @ centred / len(points)
-    variances = jnp.diagonal(covariance)
-    floor = 1e-4 * variances + jnp.finfo(points.dtype).tiny
-    return jnp.linalg.cholesky(covariance + jnp.diag(floor))
+    return centred.T @ centred / len(points)
