@@ -224,13 +224,8 @@ def _sweep(problem: Problem, settings: Settings) -> ParticleSweep:
         settings.batch_size,
         problem.expected,
         _moves(problem, settings),
-        reverse_given=_reverse_given(problem),
+        reverse_given=problem.reverse_given,
     )
-
-
-def _reverse_given(problem: Problem) -> Callable | None:
-    """The process under a particle's own context, if other latents are part of it."""
-    return problem.reverse_given if problem.steering else None
 
 
 def _moves(problem: Problem, settings: Settings) -> RandomWalk | None:

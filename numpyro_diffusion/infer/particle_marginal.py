@@ -1,7 +1,7 @@
 r"""A block kernel that proposes other latents and a whole run of particles under them.
 
-Where a prior's context is a latent $c$, a trajectory of the chain pins it: $c$ given all
-of $x_{0:T}$ hardly moves. Here $c$ is proposed without a trajectory. A run of sequential
+Where a prior's context is a latent $c$, a trajectory of the chain tells of it: given all of
+$x_{0:T}$ it moves less than given $x_0$ alone. Here $c$ is proposed without a trajectory. A run of sequential
 Monte Carlo under the proposed value estimates the evidence $p(y | c')$, and is taken
 together with it with probability
 
@@ -183,7 +183,7 @@ class ParticleMarginal(AbstractParticleKernel[ParticleMarginalState]):
             expected=problem.expected,
             num_runs=2,
             of_runs=both,
-            reverse_given=problem.reverse_given if problem.steering else None,
+            reverse_given=problem.reverse_given,
         )
 
     def _swept(

@@ -45,13 +45,13 @@ from numpyro_diffusion.infer._relaxed import (
 )
 from numpyro_diffusion.model.checks import check_start
 from numpyro_diffusion.model.choice import free_latents
-from numpyro_diffusion.model.context import draws_of_prior, process_on
 from numpyro_diffusion.model.messengers import unwrapped
 from numpyro_diffusion.model.sites import (
     deterministics_too,
     latent_diffusion_sites,
     traced,
 )
+from numpyro_diffusion.prior.axes import with_contexts_on
 from numpyro_diffusion.samplers.denoising import checked_width, denoised_draw
 
 __all__ = ["SplitGibbs", "SplitGibbsState"]
@@ -275,7 +275,8 @@ class SplitGibbs(MCMCKernel):
             if name in given:
                 x[name] = jnp.asarray(given[name], site["value"].dtype)
             else:
-                x[name] = draws_of_prior(drawn_key, prior, shape)
+                leading = shape[: len(shape) - len(prior.event_shape)]
+                x[name] = prior.expand(leading).sample(drawn_key)
             noise = jax.random.normal(jax.random.fold_in(tie_key, i), shape)
             widths[name] = prior.width(rho)
             relaxed[name] = x[name] + widths[name] * noise
@@ -312,7 +313,7 @@ class SplitGibbs(MCMCKernel):
             events = prior.standardised(z).reshape(-1, *prior.event_shape)
             drawn_key = jax.random.fold_in(key, i)
             leading = z.shape[: z.ndim - len(prior.event_shape)]
-            reverse = process_on(prior, leading, (len(events),))
+            reverse = with_contexts_on(prior.reverse, leading, (len(events),))
             drawn = denoised_draw(drawn_key, reverse, events, rho, grid=prior.grid)
             x[name] = prior.restored(drawn.reshape(z.shape))
             widths[name] = prior.width(rho)

@@ -7,15 +7,15 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Num
+from jaxtyping import Array
 
 from numpyro_diffusion.model.messengers import unwrapped
 from numpyro_diffusion.model.sites import check_fixed_prior, depending_sites, traced
 from numpyro_diffusion.prior import DiffusionPrior
-from numpyro_diffusion.reverse import AbstractReverse, each
+from numpyro_diffusion.prior.axes import with_contexts_on
 from numpyro_diffusion.reverse.joint import JointReverse
 
-__all__ = ["draws_of_prior", "jointly", "process_on", "steering_latents"]
+__all__ = ["jointly", "steering_latents"]
 
 
 def steering_latents(
@@ -70,41 +70,6 @@ def _but_context(message: Mapping[str, Any]) -> list[Array]:
     return [leaf for leaf in jax.tree.leaves(parts) if eqx.is_array(leaf)]
 
 
-def process_on(
-    prior: DiffusionPrior, leading: tuple[int, ...], axes: tuple[int, ...]
-) -> AbstractReverse:
-    """A prior's process, with the contexts that it has for its events on other axes.
-
-    Args:
-        prior: The prior.
-        leading: Axes in front of one event, against which its own are broadcast.
-        axes: Axes that the contexts are to have in front, of the same size. A context of
-            one event has none, and stays.
-    """
-    reverse = prior.reverse
-    if not reverse.context_shape:
-        return reverse
-    num_axes = len(reverse.context_shape)
-
-    def moved(leaf: Array) -> Array:
-        of_event = leaf.shape[num_axes:]
-        return jnp.broadcast_to(leaf, leading + of_event).reshape(axes + of_event)
-
-    return reverse.given(jax.tree.map(moved, reverse.context))
-
-
-def draws_of_prior(
-    key: Array, prior: DiffusionPrior, shape: tuple[int, ...]
-) -> Num[Array, "..."]:
-    """One draw for each event of a site's shape, in the site's units."""
-    leading = shape[: len(shape) - len(prior.event_shape)]
-    size = math.prod(leading)
-    reverse, event_shape = process_on(prior, leading, (size,)), prior.event_shape
-    one = lambda reverse, key: prior.sampler.sample(key, reverse, event_shape)
-    draws = jax.jit(each(one, reverse))(jax.random.split(key, size))
-    return prior.restored(draws).reshape(shape)
-
-
 def jointly(
     priors: Sequence[DiffusionPrior], shapes: Sequence[tuple[int, ...]]
 ) -> JointReverse:
@@ -128,5 +93,6 @@ def jointly(
     parts, events = [], [prior.event_shape for prior in priors]
     for prior, shape in zip(priors, shapes, strict=True):
         leading = shape[: len(shape) - len(prior.event_shape)]
-        parts.append(process_on(prior, leading, (math.prod(leading),)))
+        size = math.prod(leading)
+        parts.append(with_contexts_on(prior.reverse, leading, (size,)))
     return JointReverse(parts, events, shapes)

@@ -10,12 +10,7 @@ from jaxtyping import Array, Float, Num
 
 from numpyro_diffusion.model.checks import check_drawable, check_start
 from numpyro_diffusion.model.choice import chosen_sites, followers_of, free_latents
-from numpyro_diffusion.model.context import (
-    draws_of_prior,
-    jointly,
-    process_on,
-    steering_latents,
-)
+from numpyro_diffusion.model.context import jointly, steering_latents
 from numpyro_diffusion.model.free_space import FreeSpace
 from numpyro_diffusion.model.likelihood import Likelihood
 from numpyro_diffusion.model.messengers import OmitPrior, unwrapped
@@ -25,6 +20,7 @@ from numpyro_diffusion.model.sites import (
     latent_diffusion_sites,
     traced,
 )
+from numpyro_diffusion.prior.axes import with_contexts_on
 from numpyro_diffusion.reverse import AbstractReverse
 
 __all__ = ["Problem", "whole_problem"]
@@ -102,7 +98,7 @@ class Problem:
         num_problems = 1 if shared else first.num_problems
         self._factorises = not shared
         self.shape = (num_problems, size // num_problems, *first.prior.event_shape)
-        self.reverse = process_on(first.prior, leading, self.shape[:2])
+        self.reverse = with_contexts_on(first.prior.reverse, leading, self.shape[:2])
         self.evidence_shape = leading if num_problems == size else ()
 
     def _move_jointly(self) -> None:
@@ -113,7 +109,12 @@ class Problem:
         self.shape, self.evidence_shape = (1, 1, self._joint.size), ()
         self._factorises = False
 
-    def reverse_given(self, others: Mapping[str, Array]) -> AbstractReverse:
+    @property
+    def reverse_given(self) -> Callable[[Mapping[str, Array]], AbstractReverse] | None:
+        """`_reverse_given`; None if other latents say nothing of a context."""
+        return self._reverse_given if self.steering else None
+
+    def _reverse_given(self, others: Mapping[str, Array]) -> AbstractReverse:
         """The process under the contexts that other latents' values give it.
 
         The contexts have the axes of a stack in front, also where one serves all.
@@ -125,7 +126,7 @@ class Problem:
         shapes = [likelihood.shape for likelihood in self._likelihoods]
         if self._joint is None:
             leading = shapes[0][: len(shapes[0]) - len(priors[0].event_shape)]
-            reverse = process_on(priors[0], leading, self.shape[:2])
+            reverse = with_contexts_on(priors[0].reverse, leading, self.shape[:2])
         else:
             reverse = jointly(priors, shapes)
         if reverse.context_shape:
@@ -233,10 +234,9 @@ class Problem:
             if name in given:
                 found[name] = jnp.asarray(given[name], likelihood.dtype)
             else:
-                draw_key = jax.random.fold_in(key, i)
-                found[name] = draws_of_prior(
-                    draw_key, likelihood.prior, likelihood.shape
-                )
+                prior, shape = likelihood.prior, likelihood.shape
+                leading = shape[: len(shape) - len(prior.event_shape)]
+                found[name] = prior.expand(leading).sample(jax.random.fold_in(key, i))
         return found
 
     def draw_others(self, key: Array) -> dict[str, Array]:

@@ -9,7 +9,28 @@ from jaxtyping import Array
 
 from numpyro_diffusion.reverse import AbstractReverse, each
 
-__all__ = ["over_axes"]
+__all__ = ["over_axes", "with_contexts_on"]
+
+
+def with_contexts_on(
+    reverse: AbstractReverse, leading: tuple[int, ...], axes: tuple[int, ...]
+) -> AbstractReverse:
+    """A process with the contexts that it has for its events on other axes.
+
+    Args:
+        reverse: The process. Under the context of one event it stays as it is.
+        leading: Axes in front of one event, against which its own are broadcast.
+        axes: Axes that the contexts are to have in front, of the same size.
+    """
+    if not reverse.context_shape:
+        return reverse
+    num_own = len(reverse.context_shape)
+
+    def moved(leaf: Array) -> Array:
+        of_event = leaf.shape[num_own:]
+        return jnp.broadcast_to(leaf, leading + of_event).reshape(axes + of_event)
+
+    return reverse.given(jax.tree.map(moved, reverse.context))
 
 
 def over_axes(
@@ -30,14 +51,7 @@ def over_axes(
     Returns:
         The results, with the same axes in front.
     """
-    if reverse.context_shape:
-        num_own = len(reverse.context_shape)
-
-        def spread(leaf: Array) -> Array:
-            of_one = leaf.shape[num_own:]
-            return _flat(jnp.broadcast_to(leaf, axes + of_one), len(axes))
-
-        reverse = reverse.given(jax.tree.map(spread, reverse.context))
+    reverse = with_contexts_on(reverse, axes, (math.prod(axes),))
     found = each(function, reverse)(*(_flat(value, len(axes)) for value in values))
     return found.reshape(axes + found.shape[1:])
 

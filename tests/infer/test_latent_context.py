@@ -15,7 +15,7 @@ from scipy.stats import norm
 
 import numpyro_diffusion as nd
 from numpyro_diffusion import diagnostics
-from numpyro_diffusion.infer import _smc_programs
+from numpyro_diffusion.model.problem import Problem
 
 pytestmark = pytest.mark.promotes
 FORWARD = nd.GaussianForward(nd.schedules.cosine())
@@ -96,7 +96,7 @@ def test_twisted_smc_carries_a_context_for_each_particle():
 
 def test_control_particles_that_share_one_context_are_wrong(monkeypatch):
     """As if the prior were under the first context that was met."""
-    monkeypatch.setattr(_smc_programs, "_reverse_given", lambda problem: None)
+    monkeypatch.setattr(Problem, "reverse_given", None)
     run = smc(num_particles=3999)  # a program of its own
     error = max(0.02, float(run.log_evidence_error))
     assert abs(float(run.log_evidence) - EVIDENCE) > 2 * LIMIT * error
