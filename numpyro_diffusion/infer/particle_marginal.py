@@ -1,9 +1,9 @@
 r"""A block kernel that proposes other latents and a whole run of particles under them.
 
 Where a prior's context is a latent $c$, a trajectory of the chain tells of it: given all of
-$x_{0:T}$ it moves less than given $x_0$ alone. Here $c$ is proposed without a trajectory. A run of sequential
-Monte Carlo under the proposed value estimates the evidence $p(y | c')$, and is taken
-together with it with probability
+$x_{0:T}$ it moves less than given $x_0$ alone. Here $c$ is proposed without a trajectory.
+A run of sequential Monte Carlo under the proposed value estimates the evidence
+$p(y | c')$, and is taken together with it with probability
 
 $$\min\Bigl(1, \frac{\hat Z(c')\, p(c')}{\hat Z(c)\, p(c)}\Bigr),$$
 
