@@ -151,6 +151,16 @@ row(
     key=KEY,
 )
 row(
+    "networks.Spectral",
+    called,
+    event_shape=(2,),
+    channels=2,
+    depth=1,
+    width=2,
+    time_width=2,
+    key=KEY,
+)
+row(
     "networks.Patched",
     lambda network: network(jnp.ones((2, 2)), jnp.array(0.5)),
     network=lambda x, t: x,

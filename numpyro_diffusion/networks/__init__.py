@@ -11,6 +11,7 @@ from numpyro_diffusion.networks.conditional import Conditional
 from numpyro_diffusion.networks.conv import Conv
 from numpyro_diffusion.networks.mlp import MLP
 from numpyro_diffusion.networks.patched import Patched
+from numpyro_diffusion.networks.spectral import Spectral
 from numpyro_diffusion.networks.time_embedding import TimeEmbedding
 from numpyro_diffusion.networks.unet import UNet
 
@@ -20,6 +21,7 @@ __all__ = [
     "Conditional",
     "Conv",
     "Patched",
+    "Spectral",
     "TimeEmbedding",
     "UNet",
     "from_torch",
