@@ -455,12 +455,12 @@ PROCESS = nd.DenoisingReverse(
 )
 
 
-def counts(stop=lambda c: c):
+def counts(told=lambda c: c):
     def model(y=None):
         log_lengthscale = numpyro.sample(
             "log_lengthscale", dist.Normal(0.7, 0.6).expand([1]).to_event(1)
         )
-        context = stop(log_lengthscale)
+        context = told(log_lengthscale)
         intercept = numpyro.sample("intercept", dist.Normal(1.0, 0.5))
         x = numpyro.sample("x", nd.DiffusionPrior(PROCESS, (4,), 6, context=context))
         rate = jnp.exp(intercept + x)
@@ -505,8 +505,8 @@ def chain(make_kernel, thinning, num_warmup):
     return sample
 
 
-def through_the_flow(stop=lambda c: c):
-    return nd.infer.reparam_diffusion(counts(stop), nd.infer.FlowReparam(6))
+def through_the_flow(told=lambda c: c):
+    return nd.infer.reparam_diffusion(counts(told), nd.infer.FlowReparam(6))
 
 
 def marginal():
@@ -546,3 +546,16 @@ CALIBRATED = {
 @pytest.mark.parametrize("name", list(CALIBRATED))
 def test_calibration_of_lengthscale_intercept_and_likelihood(name):
     assert CALIBRATED[name]() > 1e-3
+
+
+@pytest.mark.slow
+def test_calibration_rejects_a_prior_under_another_context():
+    """The control: the network is told a lengthscale four and a half times too long.
+
+    A gradient to the context that is stopped would be none: NUTS accepts by the density
+    itself, which is right all the same. tests/test_conditional_prior.py looks at
+    the gradient.
+    """
+    told = lambda c: c + 1.5
+    kernel = lambda: NUTS(through_the_flow(told), max_tree_depth=4)
+    assert calibration(through_the_flow(), chain(kernel, 6, 200)) < 1e-3
