@@ -75,20 +75,6 @@ def test_without_blocks_it_is_linear_and_with_them_not():
         assert np.allclose(together, apart, atol=1e-9) == is_linear
 
 
-@pytest.mark.promotes
-@pytest.mark.parametrize("depth", [0, 1])
-def test_a_large_batch_is_what_its_events_are(depth):
-    """XLA for CPUs compiled the sum over channels wrongly for 256 events of 16 x 16."""
-    single = lambda a: a.astype(jnp.float32) if eqx.is_array(a) else a
-    network = jax.tree.map(single, filled((16, 16), channels=8, depth=depth))
-    x = jr.normal(jr.key(1), (256, 16, 16), jnp.float32)
-    together = jax.jit(jax.vmap(lambda x: network(x, jnp.float32(0.4))))(x)
-    in_turn = jax.jit(lambda x: jax.lax.map(lambda x: network(x, jnp.float32(0.4)), x))(
-        x
-    )
-    np.testing.assert_allclose(together, in_turn, rtol=1e-4, atol=1e-3)
-
-
 def test_a_gain_for_all_modes_multiplies_the_field():
     """Windows of 1 and one gain everywhere are a number times the field."""
     network = make((4, 6), channels=1)
