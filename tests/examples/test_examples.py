@@ -33,6 +33,7 @@ def test_every_example_is_tested():
     assert names == {
         "count_photons",
         "deblur_digits",
+        "disease_map",
         "inpaint_digits",
         "inpaint_mnist",
         "mnist_classes",
@@ -147,6 +148,44 @@ def test_count_photons(tmp_path, capsys):
     assert idata.posterior["x"].shape == (1, 4, 2, 8, 8)
     assert "log evidence for upside down" in capsys.readouterr().out
     assert (tmp_path / "count_photons.png").stat().st_size > 1000
+
+
+@pytest.mark.slow  # compiles training, distillation and three chains
+@pytest.mark.filterwarnings("ignore:Objects based on the `Geometry` class")
+def test_disease_map(tmp_path, capsys):
+    idata = load_example("disease_map").main(
+        num_train_steps=3, num_warmup=4, num_samples=4, num_chains=2, out=tmp_path
+    )
+    assert idata.posterior["risk"].shape == (2, 4, 100)
+    assert "Robeson" in idata.posterior["county"].to_numpy()
+    printed = capsys.readouterr().out
+    assert "rho: " in printed
+    assert "posterior sd from the spatial model's posterior" in printed
+    assert (tmp_path / "disease_map.png").stat().st_size > 1000
+
+
+@pytest.mark.filterwarnings("ignore:Objects based on the `Geometry` class")
+def test_counties_are_libpysals_and_their_field_is_scaled():
+    """Facts of the data that every textbook states, and BYM2's scaling."""
+    data = load_example("disease_map").counties()
+    assert len(data.names) == 100
+    assert data.deaths.sum() == 667
+    np.testing.assert_allclose(data.expected.sum(), 667)
+    # One constant per connected part has no variance: the map is in one piece.
+    assert np.sum(data.variances == 0) == 1
+    typical = np.exp(np.mean(np.log(data.modes**2 @ data.variances)))
+    np.testing.assert_allclose(typical, 1.0)
+    # Neighbours: the two of Ashe in the file that are in this map's first four.
+    laplacian = (
+        data.modes
+        @ np.diag(
+            np.where(data.variances > 0, 1 / np.maximum(data.variances, 1e-9), 0.0)
+        )
+        @ data.modes.T
+    )
+    row = dict(zip(data.names, laplacian[data.names.index("Ashe")], strict=True))
+    beside = {name for name, value in row.items() if value < -1e-6}
+    assert beside == {"Alleghany", "Wilkes", "Watauga"}
 
 
 @pytest.mark.slow  # the two-sample classifier and the compilation of two chains
