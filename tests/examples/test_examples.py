@@ -31,6 +31,7 @@ def load_example(name):
 def test_every_example_is_tested():
     names = {path.stem for path in EXAMPLES.glob("*.py")} - {"pictures", "measures"}
     assert names == {
+        "climate_field",
         "count_photons",
         "deblur_digits",
         "disease_map",
@@ -186,6 +187,23 @@ def test_counties_are_libpysals_and_their_field_is_scaled():
     row = dict(zip(data.names, laplacian[data.names.index("Ashe")], strict=True))
     beside = {name for name, value in row.items() if value < -1e-6}
     assert beside == {"Alleghany", "Wilkes", "Watauga"}
+
+
+def test_years_of_the_climate_runs():
+    example = load_example("climate_field")
+    data = example.fields()
+    assert data.anomalies.shape == (340, 37, 49)
+    assert data.is_held.sum() == 68
+    # Against its own base the first forty years have no anomaly; then it warms.
+    np.testing.assert_allclose(data.anomalies[:40].mean(0), 0.0, atol=1e-3)
+    assert data.warming[:100].max() < 1.0
+    assert 5 < data.warming.max() < 5.5
+    # Later years of the milder scenario are the last hundred, and milder.
+    assert data.years[-1] == 2099
+    assert data.warming[-1] < data.warming[239] - 1
+    seen = example.stations(jax.random.key(0))
+    assert seen.shape == (37, 49)
+    assert seen.sum() == 100
 
 
 @pytest.mark.slow  # the two-sample classifier and the compilation of two chains
