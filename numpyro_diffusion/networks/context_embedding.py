@@ -61,6 +61,26 @@ class ContextEmbedding(eqx.Module):
         return dense(self.out, jax.nn.silu(dense(self.hidden, flat)))
 
 
+def embedding_of_context(
+    width: int,
+    shape: tuple[int, ...] | None,
+    num_classes: int | None,
+    time_key: PRNGKeyArray,
+) -> ContextEmbedding | None:
+    """What a network embeds its context by, if it takes one.
+
+    Args:
+        width: Length of the vector.
+        shape: Shape of a context; None for a network that takes none.
+        num_classes: Number of classes, if the context is one.
+        time_key: Key of the time's embedding, from which this one's follows.
+    """
+    if shape is None:
+        return None
+    key = jr.fold_in(time_key, 1)
+    return ContextEmbedding(width, shape, num_classes, key=key)
+
+
 def checked_context(
     owner: str, shape: Sequence[int] | None, num_classes: int | None
 ) -> tuple[tuple[int, ...] | None, int | None]:

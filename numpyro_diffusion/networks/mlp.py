@@ -29,6 +29,7 @@ from numpyro_diffusion.networks.context_embedding import (
     check_classes,
     check_context,
     checked_context,
+    embedding_of_context,
 )
 from numpyro_diffusion.networks.time_embedding import FiLM, TimeEmbedding
 
@@ -129,14 +130,9 @@ class MLP(eqx.Module):
         self.first = eqx.nn.Linear(size, width, key=first_key)
         self.blocks = tuple(_Block(width, time_width, key=k) for k in block_keys)
         self.last = zeroed(eqx.nn.Linear(width, size, key=last_key))
-        self.embed_context = None
-        if self.context_shape is not None:
-            self.embed_context = ContextEmbedding(
-                time_width,
-                self.context_shape,
-                self.num_classes,
-                key=jr.fold_in(embed_key, 1),
-            )
+        self.embed_context = embedding_of_context(
+            time_width, self.context_shape, self.num_classes, embed_key
+        )
 
     def check_contexts(self, contexts: Num[Array, "..."]) -> None:
         """Refuse contexts that are no classes, where the network wants some.

@@ -15,6 +15,7 @@ $$h \leftarrow h + W_2\, \mathrm{silu}\bigl(s(t) \odot W_1 [h, F(h)] + b(t)\bigr
 each of which mixes the features of a cell with filtered ones.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -39,6 +40,7 @@ from numpyro_diffusion.networks.context_embedding import (
     check_classes,
     check_context,
     checked_context,
+    embedding_of_context,
 )
 from numpyro_diffusion.networks.time_embedding import FiLM, TimeEmbedding
 
@@ -136,14 +138,9 @@ class Spectral(eqx.Module):
             key, 4 + depth
         )
         self.embed = TimeEmbedding(time_width, key=embed_key)
-        self.embed_context = None
-        if self.context_shape is not None:
-            self.embed_context = ContextEmbedding(
-                time_width,
-                self.context_shape,
-                self.num_classes,
-                key=jr.fold_in(embed_key, 1),
-            )
+        self.embed_context = embedding_of_context(
+            time_width, self.context_shape, self.num_classes, embed_key
+        )
         # Gains follow time and context together, and not the sum of their embeddings.
         told = time_width * (1 if self.embed_context is None else 2)
         self.mix = eqx.nn.MLP(
@@ -312,6 +309,7 @@ def _cosines(
     return h
 
 
+@functools.cache
 def _cosine_matrix(side: int) -> np.ndarray:
     """Orthonormal; a row is a mode."""
     mode, cell = np.arange(side)[:, None], np.arange(side) + 0.5
@@ -320,6 +318,7 @@ def _cosine_matrix(side: int) -> np.ndarray:
     return matrix
 
 
+@functools.cache
 def _bumps(shape: tuple[int, ...]) -> np.ndarray:
     """What gains are made of: `(*shape, features)`, hats in the logarithm of frequency.
 
@@ -335,6 +334,7 @@ def _bumps(shape: tuple[int, ...]) -> np.ndarray:
     return hats.reshape(*shape, -1)
 
 
+@functools.cache
 def _waves(shape: tuple[int, ...]) -> np.ndarray:
     """What windows are made of: `(*shape, waves)`, products of slow cosines."""
     waves = np.ones((*shape, 1))

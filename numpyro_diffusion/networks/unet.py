@@ -35,6 +35,7 @@ from numpyro_diffusion.networks.context_embedding import (
     check_classes,
     check_context,
     checked_context,
+    embedding_of_context,
 )
 from numpyro_diffusion.networks.conv import Conv
 from numpyro_diffusion.networks.time_embedding import TimeEmbedding
@@ -144,14 +145,11 @@ class UNet(eqx.Module):
         inputs = widths[:1] + widths[:-1]  # what each level gets from above
         self.embed = TimeEmbedding(self.time_width, key=embed_key)
         self.first = Conv(channels + self._field_channels, widths[0], key=first_key)
-        self.embed_context = None
-        if self.context_shape is not None and not self._field_channels:
-            self.embed_context = ContextEmbedding(
-                self.time_width,
-                self.context_shape,
-                self.num_classes,
-                key=jr.fold_in(embed_key, 1),
-            )
+        # A field on the image's grid is not embedded, but seen.
+        embedded = None if self._field_channels else self.context_shape
+        self.embed_context = embedding_of_context(
+            self.time_width, embedded, self.num_classes, embed_key
+        )
         self.down = tuple(
             self._stage(into, out, key=jr.fold_in(down_key, level))
             for level, (into, out) in enumerate(
