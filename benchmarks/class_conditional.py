@@ -10,8 +10,8 @@ class at all. Against that stand the kernels that draw the class:
 
 For each digit and method the largest difference of a class's probability in standard errors
 of the difference, and the p-value of all classes together (chi-square; rare classes count
-as one). The control takes a kernel's draws for those of
-another prior over classes, with half of the weight on the likeliest class.
+as one). The control takes a kernel's draws for those of another prior over classes, with
+half of the weight on the likeliest class.
 
     python benchmarks/class_conditional.py            # 20 minutes, two cores
     python benchmarks/class_conditional.py --quick    # a minute, tiny numbers
@@ -41,7 +41,7 @@ RESULTS = HERE / "class_conditional.json"
 DOCUMENT = HERE.parent / "docs" / "class_conditional_table.md"
 NUM_CLASSES, SHAPE, SIGMA = 10, (8, 8), 1.0
 RARE = 0.03  # classes less likely than that count as one
-SEEN = jnp.arange(8)[:, None] < 4 + jnp.zeros(8, int)  # the upper half
+SEEN = jnp.zeros(SHAPE, bool).at[:4].set(True)  # the upper half
 
 
 class Sizes(NamedTuple):

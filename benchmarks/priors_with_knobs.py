@@ -8,7 +8,7 @@ masked. NUTS, four chains, through
 - the exact process, $f = L(\ell) z$: the grid's reflections split the covariance into four
   blocks, whose Cholesky factors are kept at 64 lengthscales and interpolated between them;
 - a conditional diffusion prior by its map in few steps (`nd.distill`);
-- a decoder of dl4bi (`gMLPDeepRV`), trained for the same time on the same stream of draws.
+- a decoder of dl4bi (`gMLPDeepRV`), trained for the same time on draws of the process.
 
 For each grid: the Wasserstein distance of the lengthscale's posterior to the exact one, in
 standard deviations of the exact one, beside that of a second exact run; the same of the
@@ -170,7 +170,7 @@ def as_context(log_lengthscale: jax.Array) -> jax.Array:
 
 
 class Stream(NamedTuple):
-    """An endless source of (fields, contexts), for both who learn."""
+    """An endless source of (fields, contexts)."""
 
     process: Process
     batch_size: int
@@ -316,7 +316,6 @@ def learn_decoder(
     process: Process, sizes: Sizes, seconds: float
 ) -> tuple[Decoder, float]:
     """dl4bi's decoder, trained on the exact map for as many seconds."""
-    from dl4bi.core.train import TrainState
     from dl4bi.vae.deep_rv import gMLPDeepRV
 
     side, cells = process.side, process.side**2
@@ -383,7 +382,6 @@ def learn_decoder(
     decode = lambda z, c: network.apply(
         {"params": parameters}, z, c, places, method="decode"
     )
-    assert TrainState  # the package is whole
     return Decoder(decode, side), taken
 
 
@@ -418,10 +416,13 @@ def answers(
     cache: Path | None = None,
 ) -> list:
     """Draws and seconds for each data set; those of a cache, if they are in it."""
-    run, found = run_of(method, sizes), []
-    path = None if cache is None else cache / f"{name} {data[0].f.shape[0]}.pkl"
+    # Draws of other numbers are no answers to this call.
+    numbers = (len(data[0].f), len(data), sizes.num_warmup, sizes.num_draws)
+    label = "-".join(map(str, (name, *numbers, sizes.num_chains)))
+    path = None if cache is None else cache / f"{label}.pkl"
     if path is not None and path.exists():
         return pickle.loads(path.read_bytes())
+    run, found = run_of(method, sizes), []
     jax.block_until_ready(run(jr.key(0), data[0].seen, data[0].y))  # compiles
     for i, one in enumerate(tqdm(data, desc=name)):
         start = time.perf_counter()
