@@ -40,8 +40,9 @@ def diffusion_sites(model: Callable, *, paths: bool = False) -> Callable:
     must hear what the site says of it. With `paths` it hears the density of the whole
     trajectory, $p(x_{0:T} | c)$, which the chain knows: the trajectory is a site of its
     own, called `"x_path"` for a site `"x"`, which is the one that the kernel's block names.
-    It can tell more of the context than its end does, so that this moves less in a sweep;
-    `infer.ParticleMarginal` draws both in one block.
+    It tells of the context about what the whole field behind it does, so that under a
+    large field this moves little in a sweep; `infer.ParticleMarginal` draws both in one
+    block.
 
     Args:
         model: A NumPyro model.

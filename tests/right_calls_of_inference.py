@@ -260,7 +260,7 @@ row(
     num_steps=2,
     error=0.1,
 )
-row("infer.FlowReparam", num_steps=2, solver=diffrax.Heun())
+row("infer.FlowReparam", num_steps=2, solver=diffrax.Heun(), basis="cosines")
 row("infer.reparam_diffusion", model=model, reparam=nd.infer.FlowReparam())
 row(
     "infer.ParticleGibbs",

@@ -25,6 +25,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
+from jax.scipy.fft import dctn, idctn
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 from numpyro import handlers
@@ -46,6 +47,7 @@ __all__ = ["FlowReparam", "reparam_diffusion"]
 
 
 _NUM_STEPS = 20
+_BASES = ("cells", "cosines")
 
 
 class FlowReparam(Reparam):
@@ -66,12 +68,18 @@ class FlowReparam(Reparam):
             where it has learned one (`distill`), and 20 steps of the flow elsewhere.
         solver: Any explicit Runge-Kutta method of diffrax; by default Heun's, with two
             network calls a step. `diffrax.Bosh3()` makes three.
+        basis: What the entries of `x_base` are: noise of the cells, or of the cosine modes
+            (type 2) of the event's axes. The law is the same, since white noise is white in
+            any orthonormal basis. Data on a field pin its slow modes and leave the fast
+            ones alone; with `"cosines"` these are entries of their own, whose scales
+            the diagonal mass matrix of NUTS learns.
 
     The other settings of the flow are those of the site's prior, `prior.flow`.
 
     Raises:
-        ValueError: `num_steps` is not positive, or more than a million; when the model
-            runs, the site is observed, or has a value already, or its prior is masked.
+        ValueError: `num_steps` is not positive, or more than a million, or `basis` is
+            another word; when the model runs, the site is observed, or has a value
+            already, or its prior is masked.
         TypeError: `solver` is not an explicit Runge-Kutta method; when the model runs,
             the site's prior is not a `DiffusionPrior` over real numbers.
 
@@ -106,6 +114,7 @@ class FlowReparam(Reparam):
         num_steps: int | None = None,
         *,
         solver: diffrax.AbstractERK | None = None,
+        basis: str = "cells",
     ) -> None:
         if num_steps is not None:
             try:
@@ -117,8 +126,13 @@ class FlowReparam(Reparam):
                 "FlowReparam: solver must be an explicit Runge-Kutta method of diffrax, "
                 f"as diffrax.Heun(), got {solver!r}."
             )
+        if basis not in _BASES:
+            raise ValueError(
+                f"FlowReparam: basis must be 'cells' or 'cosines', got {basis!r}."
+            )
         self.num_steps = num_steps
         self.solver = diffrax.Heun() if solver is None else solver
+        self.basis = basis
 
     def __call__(
         self, name: str, fn: dist.Distribution, obs: Array | None
@@ -144,8 +158,10 @@ class FlowReparam(Reparam):
 
         Args:
             prior: The site's prior.
-            z: Noise, shape `(*batch, *event)`.
+            z: Noise in the basis, shape `(*batch, *event)`.
         """
+        if self.basis == "cosines":
+            z = idctn(z, axes=_event_axes(prior, z), norm="ortho")
         few_steps = prior.few_steps
         if self.num_steps is None and few_steps is not None:
             return _decode_in_few_steps(prior, few_steps, z)
@@ -189,7 +205,10 @@ class FlowReparam(Reparam):
         for name, site in sites.items():
             prior = unwrapped(site["fn"])
             if _has_flow(prior):
-                starts[f"{name}_base"] = _encode(prior, self._flow(prior), values[name])
+                z = _encode(prior, self._flow(prior), values[name])
+                if self.basis == "cosines":
+                    z = dctn(z, axes=_event_axes(prior, z), norm="ortho")
+                starts[f"{name}_base"] = z
             elif not site["fn"].support.is_discrete:
                 starts[name] = biject_to(site["fn"].support).inv(values[name])
         return starts
@@ -242,6 +261,10 @@ class _LatentDiffusionSites:
         if shape := tuple(site["kwargs"].get("sample_shape", ())):
             site["fn"] = site["fn"].expand(shape + site["fn"].batch_shape)
         return self._reparam
+
+
+def _event_axes(prior: DiffusionPrior, z: Float[Array, "..."]) -> tuple[int, ...]:
+    return tuple(range(z.ndim - prior.event_dim, z.ndim))
 
 
 def _has_flow(prior: Any) -> bool:
