@@ -189,6 +189,25 @@ def test_counties_are_libpysals_and_their_field_is_scaled():
     assert beside == {"Alleghany", "Wilkes", "Watauga"}
 
 
+@pytest.mark.slow  # compiles training, distillation and two kernels
+def test_climate_field(tmp_path, capsys):
+    idata = load_example("climate_field").main(
+        num_train_steps=4,
+        num_pairs=64,
+        num_warmup=4,
+        num_samples=4,
+        num_chains=2,
+        num_years=2,
+        num_draws=4,
+        out=tmp_path,
+    )
+    assert idata.posterior["field"].shape == (2, 4, 37, 49)
+    assert idata.posterior["field"].dims[2:] == ("latitude", "longitude")
+    printed = capsys.readouterr().out
+    assert "2 held-out years: 90 % intervals hold" in printed
+    assert (tmp_path / "climate_field.png").stat().st_size > 1000
+
+
 def test_years_of_the_climate_runs():
     example = load_example("climate_field")
     data = example.fields()
