@@ -179,6 +179,22 @@ row(
     num_steps=2,
 )
 row("samplers.Ancestral", lambda s: s.grid, ("times", "num_steps"), num_steps=3)
+row("samplers.DDIM", lambda s: s.grid, ("times", "num_steps"), num_steps=3, eta=0.5)
+row("samplers.HeunSampler", lambda s: s.grid, ("times", "num_steps"), num_steps=3)
+row(
+    "samplers.DPMSolver",
+    lambda s: s.grid,
+    ("times", "num_steps", "stochastic"),
+    num_steps=3,
+)
+row(
+    "samplers.PredictorCorrector",
+    lambda s: s.grid,
+    ("times", "num_steps"),
+    num_steps=3,
+    num_corrections=2,
+    snr=0.2,
+)
 row("samplers.ancestral_sample", reverse=GAUSS, key=KEY, event_shape=(2,), grid=GRID)
 row("samplers.denoised_draw", key=KEY, reverse=GAUSS, z=DATA, rho=0.5, grid=GRID)
 row(

@@ -156,8 +156,15 @@ def test_control_a_covariance_multiplied_out_is_another():
 
 @pytest.mark.parametrize(
     "sampler",
-    [nd.samplers.Ancestral(3), nd.samplers.Ancestral(times=[0.0, 0.1, 1.0])],
-    ids=["uniform", "times"],
+    [
+        nd.samplers.Ancestral(3),
+        nd.samplers.Ancestral(times=[0.0, 0.1, 1.0]),
+        nd.samplers.DDIM(3, 0.5),
+        nd.samplers.HeunSampler(times=[0.0, 0.1, 1.0]),
+        nd.samplers.DPMSolver(3, stochastic=True),
+        nd.samplers.PredictorCorrector(3, num_corrections=2),
+    ],
+    ids=["uniform", "times", "ddim", "heun", "dpm", "corrector"],
 )
 @pytest.mark.parametrize(
     "scaling",

@@ -94,5 +94,6 @@ def jointly(
     for prior, shape in zip(priors, shapes, strict=True):
         leading = shape[: len(shape) - len(prior.event_shape)]
         size = math.prod(leading)
-        parts.append(with_contexts_on(prior.reverse, leading, (size,)))
+        chain = prior.sampler.process(prior.reverse)
+        parts.append(with_contexts_on(chain, leading, (size,)))
     return JointReverse(parts, events, shapes)

@@ -55,6 +55,10 @@ class ChainPath(dist.Distribution):
         entry = self.prior.reverse.forward.support
         return constraints.independent(entry, len(self.event_shape))
 
+    @property
+    def _chain(self) -> AbstractReverse:
+        return self.prior.sampler.process(self.prior.reverse)
+
     def sample(
         self, key: Array | None, sample_shape: tuple[int, ...] = ()
     ) -> Float[Array, "..."]:
@@ -82,7 +86,8 @@ class ChainPath(dist.Distribution):
 
         keys = jax.random.split(key, math.prod(batch_shape))
         keys = keys.reshape(batch_shape + keys.shape[1:])
-        return prior.restored(prior.each(one, batch_shape, keys))
+        found = prior.each(one, batch_shape, keys, reverse=self._chain)
+        return prior.restored(found)
 
     def log_prob(self, value: Array, intermediates: Any = None) -> Float[Array, "..."]:
         """Log density in nats, of the shape of the axes in front of the event."""
@@ -99,7 +104,8 @@ class ChainPath(dist.Distribution):
         front = value.shape[: value.ndim - len(self.event_shape)]
         batch_shape = jnp.broadcast_shapes(front, self.batch_shape)
         value = jnp.broadcast_to(value, batch_shape + self.event_shape)
-        density = prior.each(one, batch_shape, prior.standardised(value))
+        x = prior.standardised(value)
+        density = prior.each(one, batch_shape, x, reverse=self._chain)
         if prior.scaling is None:
             return density
         # The Jacobian of the change of units, at each time.

@@ -8,24 +8,21 @@ from collections.abc import Sequence
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Num
 
 from numpyro_diffusion.checks import (
     checked_grid,
     checked_instance,
     checked_key,
-    checked_num_steps,
     checked_shape,
 )
-from numpyro_diffusion.forward import uniform_grid
 from numpyro_diffusion.reverse import AbstractReverse
-from numpyro_diffusion.samplers.base import AbstractSampler
+from numpyro_diffusion.samplers.grids import AbstractGridSampler, checked_steps
 
 __all__ = ["Ancestral", "ancestral_sample"]
 
 
-class Ancestral(AbstractSampler):
+class Ancestral(AbstractGridSampler):
     """The reverse chain itself: each step is drawn from p(x_s | x_t).
 
     Args:
@@ -47,24 +44,7 @@ class Ancestral(AbstractSampler):
     def __init__(
         self, num_steps: int | None = None, times: Sequence[float] | None = None
     ) -> None:
-        if times is not None:
-            times = _checked_times(times)
-            num_steps = len(times) - 1 if num_steps is None else num_steps
-        self.num_steps = checked_num_steps("Ancestral", num_steps)
-        self.times = times
-        if times is not None and len(times) != self.num_steps + 1:
-            raise ValueError(
-                f"Ancestral: num_steps must be left out where times are given, or be "
-                f"{len(times) - 1}, got {num_steps}."
-            )
-
-    @property
-    def grid(self) -> Float[Array, " num_times"]:
-        return (
-            uniform_grid(self.num_steps)
-            if self.times is None
-            else jnp.array(self.times)
-        )
+        self.num_steps, self.times = checked_steps("Ancestral", num_steps, times)
 
     @property
     def is_chain(self) -> bool:
@@ -74,14 +54,6 @@ class Ancestral(AbstractSampler):
         self, key: Array, reverse: AbstractReverse, event_shape: tuple[int, ...]
     ) -> Num[Array, "*event"]:
         return ancestral_sample(key, reverse, event_shape, self.grid)
-
-    def check(self, caller: str, reverse: AbstractReverse) -> None:
-        reverse.check_grid(caller, self.num_steps)
-        if reverse.chain_length is not None and self.times is not None:
-            raise ValueError(
-                f"{caller}: a {type(reverse).__name__} runs on its own uniform grid; name "
-                "num_steps, not times."
-            )
 
 
 def ancestral_sample(
@@ -121,16 +93,3 @@ def ancestral_sample(
 
     x, _ = jax.lax.scan(step, x, (grid[1:], grid[:-1], keys), reverse=True)
     return x
-
-
-def _checked_times(times: Sequence[float]) -> tuple[float, ...]:
-    try:
-        grid = np.asarray(times, float)
-    except (TypeError, ValueError):
-        grid = np.zeros(0)
-    is_long = grid.ndim == 1 and len(grid) > 1
-    if not (
-        is_long and grid[0] == 0.0 and grid[-1] == 1.0 and np.all(np.diff(grid) > 0)
-    ):
-        raise ValueError(f"Ancestral: times must increase from 0 to 1, got {times!r}.")
-    return tuple(grid.tolist())

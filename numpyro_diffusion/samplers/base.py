@@ -13,9 +13,10 @@ __all__ = ["AbstractSampler"]
 class AbstractSampler(eqx.Module):
     """Draws from a reverse process, on a grid of its own.
 
-    A *chain* draws each x_s from the reverse process's law given x_t on its grid; that
-    chain is what particle kernels then take for the prior. Other samplers, as those that
-    solve a differential equation, have no law for each step, and serve for drawing only.
+    A *chain* draws each x_s on its grid from a law given x_t, that of `process(reverse)`;
+    this chain is what particle kernels then take for the prior. Other samplers, as those
+    that solve a differential equation, have no law for each step, and serve for drawing
+    only.
 
     Attributes:
         num_steps: Number of steps, static.
@@ -31,7 +32,11 @@ class AbstractSampler(eqx.Module):
     @property
     @abc.abstractmethod
     def is_chain(self) -> bool:
-        """Whether a step draws from the reverse process's law on the grid."""
+        """Whether a step draws from the law of `process(reverse)` on the grid."""
+
+    def process(self, reverse: AbstractReverse) -> AbstractReverse:
+        """The process whose steps a chain draws: by default the reverse process itself."""
+        return reverse
 
     @abc.abstractmethod
     def sample(
