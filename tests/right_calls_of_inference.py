@@ -150,6 +150,7 @@ row(
     num_train_steps=1,
     batch_size=2,
     learning_rate=0.01,
+    metric="modes",
     progress_bar=False,
 )
 row(

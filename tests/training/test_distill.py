@@ -6,6 +6,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+import scipy.fft
 from numpyro.infer import MCMC, NUTS
 
 import numpyro_diffusion as nd
@@ -68,6 +69,49 @@ def test_the_rest_of_the_prior_stays():
     assert np.abs(default - reparam.decode(prior, Z)).max() > 0.1
     measured = nd.calibrate(prior, Z, key=jax.random.key(2), num_levels=2)
     assert measured.few_steps.num_steps == 1
+
+
+NUM_MODES, ROUGH = 32, 0.1
+MODES = scipy.fft.idct(np.eye(NUM_MODES), axis=0, norm="ortho")
+VARIANCES = np.where(np.arange(NUM_MODES) < NUM_MODES // 2, 1.0, ROUGH**2)
+
+
+def one_gain(params, x, t):
+    """Exact for slow modes of sd 1 and rough ones of .1; at t = 1 one gain for all."""
+    kept, noise = FORWARD.schedule.alpha_bar(t), FORWARD.schedule.noise(t)
+    gains = jnp.sqrt(kept) * VARIANCES / (kept * VARIANCES + noise)
+    return MODES @ (gains * (MODES.T @ x)) + jnp.where(t >= 1.0, params, 0.0) * x
+
+
+def test_in_modes_the_rough_ones_count_as_much():
+    """One gain for two kinds of modes: the answer is a weighted mean of theirs.
+
+    By entries (1 + .1) / 2; by modes (1 + .1 / .1^2) / (1 + 1 / .1^2), but for the few at
+    the border, whose power is a mean over both kinds.
+    """
+    network = Applied(one_gain, jnp.zeros(()))
+    reverse = nd.DenoisingReverse(FORWARD, network, nd.DataPrediction())
+    gains = {}
+    for metric in ("entries", "modes"):
+        prior = nd.distill(
+            nd.DiffusionPrior(reverse, (NUM_MODES,), 10),
+            1,
+            key=jax.random.key(0),
+            num_pairs=512,
+            num_train_steps=300,
+            learning_rate=0.05,
+            metric=metric,
+            progress_bar=False,
+        )
+        gains[metric] = float(prior.few_steps.reverse.network.params)
+        z = jax.random.normal(jax.random.key(3), (400, NUM_MODES))
+        exact = MODES @ (np.sqrt(VARIANCES) * (z @ MODES)).T
+        off = np.sqrt(np.mean((gains[metric] * z.T - exact) ** 2))
+        np.testing.assert_allclose(prior.few_steps.error, off, rtol=0.05)
+    assert abs(gains["entries"] - 0.55) < 0.03
+    assert abs(gains["modes"] - 11 / 101) < 0.03
+    with pytest.raises(ValueError, match="'entries' or 'modes', got 'cells'"):
+        nd.distill(exact_prior(), 1, key=jax.random.key(0), metric="cells")
 
 
 @pytest.mark.gate
