@@ -13,9 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.scipy.fft import dctn as cosine_modes
+from jax.scipy.fft import dctn
 from jaxtyping import Array, Float, PyTree
-from scipy.fft import dctn
 from scipy.ndimage import uniform_filter
 from tqdm.auto import tqdm
 
@@ -168,9 +167,10 @@ def _solved(
 def _powers(draws: Float[Array, "num *event"]) -> Float[Array, "num *event"]:
     """Power of each draw around each of its cosine modes: a mean over the nearest nine."""
     axes = tuple(range(1, draws.ndim))
-    modes = dctn(np.asarray(draws), axes=axes, norm="ortho")
+    modes = np.asarray(dctn(draws, axes=axes, norm="ortho"))
     near = 9 if len(axes) == 1 else 3
-    power = uniform_filter(modes**2, [1] + [min(near, modes.shape[a]) for a in axes])
+    window: Any = [1, *(min(near, modes.shape[a]) for a in axes)]
+    power = uniform_filter(modes**2, window)
     return jnp.asarray(power, draws.dtype)
 
 
@@ -183,7 +183,7 @@ def _loss(few_steps: FewStepMap, pairs: tuple) -> Float[Array, ""]:
     if powers is None:
         return jnp.mean((found - draws) ** 2)
     axes = tuple(range(1, draws.ndim))
-    return jnp.mean(cosine_modes(found - draws, axes=axes, norm="ortho") ** 2 / powers)
+    return jnp.mean(dctn(found - draws, axes=axes, norm="ortho") ** 2 / powers)
 
 
 def _loss_in_parts(few_steps: FewStepMap, pairs: tuple) -> Float[Array, ""]:
