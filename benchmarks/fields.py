@@ -58,7 +58,7 @@ class Sizes(NamedTuple):
     split_sweeps: int = 400
     flow_steps: int = 16
     flow_warmup: int = 150
-    flow_draws: int = 150
+    flow_draws: int = 300
 
 
 QUICK = Sizes(5, 10, 2, 4, 3, 8, 4, 4, 2, 4, 4)
@@ -171,8 +171,11 @@ def split(prior: Any, scale: Any, y: Any, sizes: Sizes) -> Found:
 
 
 def flow(prior: Any, scale: Any, y: Any, sizes: Sizes) -> Found:
-    """NUTS through the probability flow, Heun's method: two calls a step, and gradients."""
-    reparam = nd.infer.FlowReparam(sizes.flow_steps)
+    """NUTS through the probability flow, Heun's method: two calls a step, and gradients.
+
+    On noise of cosine modes, whose scales its mass matrix learns.
+    """
+    reparam = nd.infer.FlowReparam(sizes.flow_steps, basis="cosines")
     flow_model = nd.infer.reparam_diffusion(model, reparam)
     given = starts(prior, scale, y, constrained=True)
     encode = lambda values: reparam.encode(model, values, prior, scale, y=y)
