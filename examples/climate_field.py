@@ -13,7 +13,7 @@ network calls, on noise of cosine modes, whose scales its mass matrix learns. Th
 is done for held-out years of all decades, and their 90 % intervals are held against the
 hidden truth.
 
-    python examples/climate_field.py            # about 8 minutes on one core
+    python examples/climate_field.py            # ten to twenty minutes on one core
 
 Wants `pip install 'numpyro-diffusion[maps]'`, which brings the data.
 """
