@@ -6,7 +6,8 @@ latent, counts $y \sim \mathrm{Poisson}(e^{\beta + f})$ with an intercept, half 
 masked. NUTS, four chains, through
 
 - the exact process, $f = L(\ell) z$: the grid's reflections split the covariance into four
-  blocks, whose Cholesky factors are kept at 64 lengthscales and interpolated between them;
+  blocks, whose factors are kept at 128 lengthscales and interpolated between them (error of
+  a field of unit variance about 1e-4);
 - a conditional diffusion prior by its map in few steps (`nd.distill`);
 - a decoder of dl4bi (`gMLPDeepRV`), trained for the same time on draws of the process.
 
@@ -16,15 +17,14 @@ field (means of cells, root mean square over them); effective draws of the lengt
 second of a run, warm-up included and compiling not; the worst R-hat; how often the central
 50 and 90 % intervals hold the true lengthscale.
 
-    python benchmarks/priors_with_knobs.py --sides 16          # an hour, two cores
-    python benchmarks/priors_with_knobs.py --quick             # a minute, tiny numbers
+    python benchmarks/priors_with_knobs.py --sides 16          # an hour on one core
+    python benchmarks/priors_with_knobs.py --quick             # minutes, tiny numbers
     python benchmarks/priors_with_knobs.py --write             # what is kept, to docs/
 
 The decoder's row wants `pip install dl4bi==0.1.3`, and is left out without it.
 """
 
 import argparse
-import functools
 import importlib.util
 import pickle
 import time
@@ -41,6 +41,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import optax
+from jax.scipy.fft import idctn
 from numpyro.infer import MCMC, NUTS
 from record import keep, machine, read, today, write_table
 from scipy.stats import wasserstein_distance
@@ -54,7 +55,7 @@ DOCUMENT = HERE.parent / "docs" / "priors_with_knobs_table.md"
 # The prior of the log lengthscale; learned priors see more than that.
 CENTRE, SPREAD = float(np.log(0.2)), 0.6
 LOWEST, HIGHEST = CENTRE - 4 * SPREAD, CENTRE + 4 * SPREAD
-NUM_NODES, JITTER = 64, 1e-5
+NUM_NODES, JITTER = 128, 1e-5
 PER_SCALE = 8  # fields of a batch under one lengthscale, which share its factors
 
 
@@ -62,16 +63,30 @@ class Sizes(NamedTuple):
     """Numbers of one run."""
 
     num_train_steps: int = 10_000
-    num_distill_steps: int = 10_000
+    num_more_steps: int = 8000
+    num_distill_steps: int = 5000
     num_pairs: int = 16_384
     batch_size: int = 64
+    more_batch_size: int = 256
+    distill_batch_size: int = 256
     channels: int = 8
     num_warmup: int = 300
-    num_draws: int = 1000
+    num_draws: int = 2000
     num_chains: int = 4
 
 
-QUICK = Sizes(20, 20, 512, 16, 2, 10, 10, 2)
+QUICK = Sizes(20, 10, 20, 512, 16, 16, 16, 2, 10, 10, 2)
+# What two cores do in hours: a grid of twice the side costs four times as much.
+SIZES = {
+    16: Sizes(),
+    32: Sizes(more_batch_size=128, distill_batch_size=64),
+    64: Sizes(
+        *(4000, 2000, 3000, 4096),
+        more_batch_size=64,
+        distill_batch_size=64,
+        num_draws=600,
+    ),
+}
 
 
 class Process(eqx.Module):
@@ -92,21 +107,14 @@ class Process(eqx.Module):
         return cls(jnp.asarray(np.stack(factors), jnp.float32), side)
 
     def __call__(self, z: jax.Array, log_lengthscale: jax.Array) -> jax.Array:
-        """The field (side, side) of white noise (block, cell); cubic interpolation."""
+        """The field (side, side) of white noise (block, cell); linear interpolation."""
         place = (log_lengthscale - LOWEST) / (HIGHEST - LOWEST) * (NUM_NODES - 1)
-        first = jnp.clip(jnp.floor(place).astype(int) - 1, 0, NUM_NODES - 4)
-        u = place - first
-        nodes = range(4)
-        weights = [
-            functools.reduce(
-                lambda p, k, j=j: p * (u - k) / (j - k),
-                (k for k in nodes if k != j),
-                jnp.ones(()),
-            )
-            for j in nodes
-        ]
-        near = jax.lax.dynamic_slice_in_dim(self.table, first, 4)
-        parts = jnp.einsum("n,nbij,bj->bi", jnp.stack(weights), near, z)
+        first = jnp.clip(jnp.floor(place).astype(int), 0, NUM_NODES - 2)
+        share = place - first
+        near = jax.lax.dynamic_slice_in_dim(self.table, first, 2)
+        # Two products and not one of a mean: a third of the time.
+        ends = [jnp.einsum("bij,bj->bi", factors, z) for factors in near]
+        parts = (1 - share) * ends[0] + share * ends[1]
         return unfolded(parts, self.side)
 
     @property
@@ -148,9 +156,27 @@ def covariance_rows(side: int, log_lengthscale: float) -> np.ndarray:
     return np.exp(-np.hypot(dx, dy) / np.exp(log_lengthscale))
 
 
-def factor(side: int, log_lengthscale: float) -> np.ndarray:
-    """Cholesky factors of the four blocks."""
+def modes(side: int) -> list[np.ndarray]:
+    """Cosine modes of each block, slow ones first: (mode, cell), orthonormal."""
     half = side // 2
+    count = np.arange(side)
+    along = np.cos(np.pi * count[:, None] * (np.arange(half) + 0.5) / side)
+    along *= np.where(count == 0, 1.0, np.sqrt(2))[:, None] * np.sqrt(2 / side)
+    parts, found = (along[0::2], along[1::2]), []
+    for i in range(2):
+        for j in range(2):
+            frequency = np.hypot(*np.ix_(count[i::2], count[j::2])).ravel()
+            found.append(np.kron(parts[i], parts[j])[np.argsort(frequency)])
+    return found
+
+
+def factor(side: int, log_lengthscale: float) -> np.ndarray:
+    """Roots of the four blocks: Cholesky factors in cosine modes, carried to the cells.
+
+    Their noise is nearly that of the modes, which the data pin one by one.
+    """
+    half = side // 2
+    waves = iter(modes(side))
     rows = covariance_rows(side, log_lengthscale).reshape(half * half, side, side)
     # A block's entry sums the covariance over a cell's four mirror images, with signs.
     left, right = rows[:, :half], rows[:, half:][:, ::-1]
@@ -160,7 +186,9 @@ def factor(side: int, log_lengthscale: float) -> np.ndarray:
         low, high = folded[..., :half], folded[..., half:][..., ::-1]
         for horizontal in (1, -1):
             block = (low + horizontal * high).reshape(half * half, half * half)
-            out.append(np.linalg.cholesky(block + JITTER * np.eye(half * half)))
+            wave = next(waves)
+            inside = wave @ block @ wave.T + JITTER * np.eye(half * half)
+            out.append(wave.T @ np.linalg.cholesky(inside))
     return np.stack(out)
 
 
@@ -195,8 +223,12 @@ def model(field: Callable[[jax.Array], jax.Array], seen: Any, y: Any = None) -> 
     """
     log_lengthscale = numpyro.sample("log_lengthscale", dist.Normal(CENTRE, SPREAD))
     numpyro.deterministic("lengthscale", jnp.exp(log_lengthscale))
-    intercept = numpyro.sample("intercept", dist.Normal(0.0, 1.0))
     f = field(log_lengthscale)
+    # The counts know intercept plus mean of f well, and neither of them: NUTS moves along
+    # that ridge in half as many leaps where their sum is a latent and the intercept is not.
+    level = numpyro.sample("level", dist.ImproperUniform(dist.constraints.real, (), ()))
+    intercept = numpyro.deterministic("intercept", level - f.mean())
+    numpyro.factor("intercept's prior", dist.Normal(0.0, 1.0).log_prob(intercept))
     rate = jnp.exp(jnp.clip(intercept + f, -20.0, 20.0))
     numpyro.sample("y", dist.Poisson(rate).mask(seen).to_event(2), obs=y)
 
@@ -246,7 +278,8 @@ class Learned(NamedTuple):
             draw = lambda u: numpyro.sample("f", self.prior.given(as_context(u)))
             model(draw, seen, y)
 
-        nd.infer.reparam_diffusion(inner)(seen, y)
+        reparam = nd.infer.FlowReparam(basis="cosines")
+        nd.infer.reparam_diffusion(inner, reparam)(seen, y)
 
 
 class Decoder(eqx.Module):
@@ -259,22 +292,22 @@ class Decoder(eqx.Module):
         noise = dist.Normal().expand((self.side**2,)).to_event(1)
 
         def field(log_lengthscale: jax.Array) -> jax.Array:
-            z = numpyro.sample("z", noise)
+            # Noise of cosine modes here too, as for the others.
+            grid = numpyro.sample("z", noise).reshape(self.side, self.side)
+            z = idctn(grid, norm="ortho").reshape(-1)
             f = self.decode(z[None], as_context(log_lengthscale)[None])
             return numpyro.deterministic("f", f.reshape(self.side, self.side))
 
         model(field, seen, y)
 
 
-def learn(process: Process, sizes: Sizes, few: tuple[int, ...]) -> dict[str, Any]:
-    """Train a diffusion prior, and distil it; with the seconds of both together."""
-    start = time.perf_counter()
-    stream, shape = Stream(process, sizes.batch_size), (process.side,) * 2
-    batch = jax.jit(lambda key, step: stream(key, step))
-    held_out = jax.tree.map(
-        lambda *parts: jnp.concatenate(parts),
-        *(batch(jr.key(7), i) for i in range(2048 // sizes.batch_size)),
-    )
+def trained_prior(process: Process, sizes: Sizes) -> nd.DiffusionPrior:
+    """A diffusion prior of fields under their lengthscale.
+
+    In two parts: a batch of few fields at a high rate, then one of many at a lower rate.
+    The variances of a field's modes come within some tenths of a percent by that.
+    """
+    shape = (process.side,) * 2
     network = nd.networks.Spectral(
         shape, channels=sizes.channels, context_shape=(), key=jr.key(0)
     )
@@ -282,17 +315,42 @@ def learn(process: Process, sizes: Sizes, few: tuple[int, ...]) -> dict[str, Any
         nd.GaussianForward(nd.schedules.cosine()),
         nd.networks.Conditional(network, jnp.zeros(())),
     )
-    falling = optax.cosine_decay_schedule(3e-3, sizes.num_train_steps)
-    learned = nd.fit(
-        reverse,
-        stream,
-        validation=held_out,
-        num_steps=sizes.num_train_steps,
-        optimizer=optax.adam(falling),
-        key=jr.key(1),
-    ).reverse
-    prior = nd.DiffusionPrior(learned, shape, 50, context=jnp.zeros(()))
-    trained = time.perf_counter() - start
+    parts = (
+        (sizes.batch_size, sizes.num_train_steps, 3e-3, jr.key(1)),
+        (sizes.more_batch_size, sizes.num_more_steps, 1e-3, jr.key(11)),
+    )
+    for batch_size, num_steps, rate, key in parts:
+        stream = Stream(process, batch_size)
+        batch = jax.jit(stream)
+        held_out = jax.tree.map(
+            lambda *parts: jnp.concatenate(parts),
+            *(batch(jr.key(7), i) for i in range(2048 // batch_size)),
+        )
+        reverse = nd.fit(
+            reverse.with_error(None),
+            stream,
+            validation=held_out,
+            num_steps=num_steps,
+            optimizer=optax.adam(optax.cosine_decay_schedule(rate, num_steps)),
+            key=key,
+        ).reverse
+    return nd.DiffusionPrior(reverse, shape, 50, context=jnp.zeros(()))
+
+
+def learn(
+    process: Process, sizes: Sizes, few: tuple[int, ...], cache: Path | None = None
+) -> dict[str, Any]:
+    """Train a diffusion prior, and distil it; with the seconds of both together."""
+    label = "-".join(map(str, ("prior", process.side, *sizes[:2], *sizes[4:6])))
+    path = None if cache is None else cache / f"{label}.nd"
+    if path is not None and path.exists():
+        prior, trained = nd.load(path), nd.read_card(path)["seconds"]
+    else:
+        start = time.perf_counter()
+        prior = trained_prior(process, sizes)
+        trained = time.perf_counter() - start
+        if path is not None:
+            nd.save(path, prior, card={"seconds": trained})
     contexts = as_context(
         jr.uniform(jr.key(3), (65_536,), minval=LOWEST, maxval=HIGHEST)
     )
@@ -306,6 +364,8 @@ def learn(process: Process, sizes: Sizes, few: tuple[int, ...]) -> dict[str, Any
             contexts=contexts,
             num_pairs=sizes.num_pairs,
             num_train_steps=sizes.num_distill_steps,
+            batch_size=sizes.distill_batch_size,
+            metric="modes",
         )
         seconds = trained + time.perf_counter() - start
         found[f"diffusion, {num_steps} calls"] = (Learned(quick), seconds)
@@ -385,6 +445,11 @@ def learn_decoder(
     return Decoder(decode, side), taken
 
 
+def one_by_one(run: Callable) -> Callable:
+    """A chain method: one after another, none waiting for the longest trajectory."""
+    return lambda *chains: jax.lax.map(lambda chain: run(*chain), chains)
+
+
 def run_of(method: Any, sizes: Sizes) -> Callable:
     """NUTS, compiled once for all data sets."""
 
@@ -395,7 +460,7 @@ def run_of(method: Any, sizes: Sizes) -> Callable:
             num_warmup=sizes.num_warmup,
             num_samples=sizes.num_draws,
             num_chains=sizes.num_chains,
-            chain_method="vectorized",
+            chain_method=one_by_one,
             progress_bar=False,
         )
         mcmc.run(key, seen, y, extra_fields=("num_steps",))
@@ -404,7 +469,7 @@ def run_of(method: Any, sizes: Sizes) -> Callable:
         leaps = mcmc.get_extra_fields(group_by_chain=True)["num_steps"]
         return {**kept, "num_steps": leaps}
 
-    return lambda key, seen, y: run(key, method, seen, y)
+    return run
 
 
 def answers(
@@ -422,11 +487,12 @@ def answers(
     path = None if cache is None else cache / f"{label}.pkl"
     if path is not None and path.exists():
         return pickle.loads(path.read_bytes())
-    run, found = run_of(method, sizes), []
-    jax.block_until_ready(run(jr.key(0), data[0].seen, data[0].y))  # compiles
+    first, found = data[0], []
+    run = run_of(method, sizes).lower(jr.key(0), method, first.seen, first.y).compile()
     for i, one in enumerate(tqdm(data, desc=name)):
         start = time.perf_counter()
-        draws = jax.block_until_ready(run(jr.key(1000 * seed + i), one.seen, one.y))
+        key = jr.key(1000 * seed + i)
+        draws = jax.block_until_ready(run(key, method, one.seen, one.y))
         seconds = time.perf_counter() - start
         found.append((jax.tree.map(np.asarray, draws), seconds))
     if path is not None:
@@ -477,7 +543,7 @@ def error_of_table(process: Process) -> float:
     step = (HIGHEST - LOWEST) / (NUM_NODES - 1)
     basis = blocks(process.side).reshape(4, size, -1)
     first = jnp.zeros(process.noise_shape).at[:, :: max(1, size // 8)].set(1.0)
-    for node in range(1, NUM_NODES - 2, NUM_NODES // 10):
+    for node in range(0, NUM_NODES - 1, NUM_NODES // 10):
         u = LOWEST + (node + 0.5) * step
         got = np.asarray(process(first, jnp.asarray(u))).ravel()
         exact = np.einsum("bij,bj->bi", factor(process.side, u), np.asarray(first))
@@ -522,7 +588,7 @@ def main() -> None:
     )
     parser.add_argument("--few", nargs="*", type=int, default=[1, 2])
     parser.add_argument("--decoder-datasets", type=int, default=5)
-    parser.add_argument("--cache", type=Path, help="folder for the exact draws")
+    parser.add_argument("--cache", type=Path, help="for exact draws and priors")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--write", action="store_true", help=f"to {DOCUMENT.name}")
     arguments = parser.parse_args()
@@ -530,11 +596,11 @@ def main() -> None:
         kept = read(RESULTS)
         write_table(DOCUMENT, table(kept), kept)
         return
-    sizes = QUICK if arguments.quick else Sizes()
     sides = [8] if arguments.quick else arguments.sides
     num = 2 if arguments.quick else arguments.datasets
     collected = {}
     for side in sides:
+        sizes = QUICK if arguments.quick else SIZES.get(side, Sizes())
         process = Process.on(side)
         print(
             f"{side} x {side}: largest error of the table {error_of_table(process):.1e}"
@@ -551,7 +617,7 @@ def main() -> None:
         few = slice(0, min(num, arguments.again))
         again = answers(Exact(process), data[few], sizes, 2, "again", arguments.cache)
         note("exact process, again", compared(again, exact[few], data[few], 0.0))
-        methods = learn(process, sizes, tuple(arguments.few))
+        methods = learn(process, sizes, tuple(arguments.few), arguments.cache)
         for name, (method, seconds) in methods.items():
             found = answers(method, data, sizes, 3, name)
             note(name, compared(found, exact, data, seconds))
