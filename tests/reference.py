@@ -2,6 +2,7 @@
 
 import numpy as np
 from numpyro.diagnostics import effective_sample_size
+from scipy.stats import norm
 
 from numpyro_diffusion.schedules import tabulated
 
@@ -32,3 +33,18 @@ def signal_linear_from(beta_1, num_steps):
     betas = 1.0 / (num_steps - np.arange(num_steps))
     betas[0] = beta_1
     return tabulated(betas)
+
+
+def mixture_cdf(x, weights, means, scales):
+    """Of a mixture of normal laws in one dimension."""
+    return norm.cdf(np.asarray(x)[..., None], means, scales) @ np.asarray(weights)
+
+
+def flow_to_mixture(z, weights, means, scales):
+    """The monotone map of a standard normal to the mixture, by bisection."""
+    low, high = np.full_like(z, -10.0), np.full_like(z, 10.0)
+    for _ in range(60):
+        middle = (low + high) / 2
+        below = mixture_cdf(middle, weights, means, scales) < norm.cdf(z)
+        low, high = np.where(below, middle, low), np.where(below, high, middle)
+    return (low + high) / 2

@@ -52,6 +52,7 @@ from numpyro_diffusion.model.sites import (
     traced,
 )
 from numpyro_diffusion.prior.axes import with_contexts_on
+from numpyro_diffusion.prior.path import chain_of
 from numpyro_diffusion.samplers.denoising import checked_width, denoised_draw
 
 __all__ = ["SplitGibbs", "SplitGibbsState"]
@@ -313,7 +314,7 @@ class SplitGibbs(MCMCKernel):
             events = prior.standardised(z).reshape(-1, *prior.event_shape)
             drawn_key = jax.random.fold_in(key, i)
             leading = z.shape[: z.ndim - len(prior.event_shape)]
-            reverse = with_contexts_on(prior.reverse, leading, (len(events),))
+            reverse = with_contexts_on(chain_of(prior), leading, (len(events),))
             drawn = denoised_draw(drawn_key, reverse, events, rho, grid=prior.grid)
             x[name] = prior.restored(drawn.reshape(z.shape))
             widths[name] = prior.width(rho)

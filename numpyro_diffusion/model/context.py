@@ -13,6 +13,7 @@ from numpyro_diffusion.model.messengers import unwrapped
 from numpyro_diffusion.model.sites import check_fixed_prior, depending_sites, traced
 from numpyro_diffusion.prior import DiffusionPrior
 from numpyro_diffusion.prior.axes import with_contexts_on
+from numpyro_diffusion.prior.path import chain_of
 from numpyro_diffusion.reverse.joint import JointReverse
 
 __all__ = ["jointly", "steering_latents"]
@@ -94,6 +95,5 @@ def jointly(
     for prior, shape in zip(priors, shapes, strict=True):
         leading = shape[: len(shape) - len(prior.event_shape)]
         size = math.prod(leading)
-        chain = prior.sampler.process(prior.reverse)
-        parts.append(with_contexts_on(chain, leading, (size,)))
+        parts.append(with_contexts_on(chain_of(prior), leading, (size,)))
     return JointReverse(parts, events, shapes)

@@ -16,6 +16,11 @@ from numpyro_diffusion.reverse import AbstractReverse
 __all__ = ["ChainPath"]
 
 
+def chain_of(prior: DiffusionPrior) -> AbstractReverse:
+    """The process whose steps the prior's sampler draws, if that is a chain."""
+    return prior.sampler.process(prior.reverse)
+
+
 class ChainPath(dist.Distribution):
     r"""The trajectory $x_0, \ldots, x_T$ behind a draw of a prior, the draw first.
 
@@ -55,10 +60,6 @@ class ChainPath(dist.Distribution):
         entry = self.prior.reverse.forward.support
         return constraints.independent(entry, len(self.event_shape))
 
-    @property
-    def _chain(self) -> AbstractReverse:
-        return self.prior.sampler.process(self.prior.reverse)
-
     def sample(
         self, key: Array | None, sample_shape: tuple[int, ...] = ()
     ) -> Float[Array, "..."]:
@@ -86,7 +87,7 @@ class ChainPath(dist.Distribution):
 
         keys = jax.random.split(key, math.prod(batch_shape))
         keys = keys.reshape(batch_shape + keys.shape[1:])
-        found = prior.each(one, batch_shape, keys, reverse=self._chain)
+        found = prior.each(one, batch_shape, keys, reverse=chain_of(prior))
         return prior.restored(found)
 
     def log_prob(self, value: Array, intermediates: Any = None) -> Float[Array, "..."]:
@@ -105,7 +106,7 @@ class ChainPath(dist.Distribution):
         batch_shape = jnp.broadcast_shapes(front, self.batch_shape)
         value = jnp.broadcast_to(value, batch_shape + self.event_shape)
         x = prior.standardised(value)
-        density = prior.each(one, batch_shape, x, reverse=self._chain)
+        density = prior.each(one, batch_shape, x, reverse=chain_of(prior))
         if prior.scaling is None:
             return density
         # The Jacobian of the change of units, at each time.

@@ -64,10 +64,6 @@ class PredictorCorrector(AbstractGaussianSampler):
         )
         self.snr = float(checked_positive(caller, "snr", snr))
 
-    @property
-    def is_chain(self) -> bool:
-        return False
-
     def sample(
         self, key: Array, reverse: AbstractReverse, event_shape: tuple[int, ...]
     ) -> Num[Array, "*event"]:

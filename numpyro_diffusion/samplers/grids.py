@@ -39,10 +39,14 @@ class AbstractGridSampler(AbstractSampler):
 
 
 class AbstractGaussianSampler(AbstractGridSampler):
-    """One that goes by the denoised mean of Gaussian diffusion, at any times."""
+    """One that goes by the denoised mean of Gaussian diffusion, at any times.
 
-    num_steps: eqx.AbstractVar[int]
-    times: eqx.AbstractVar[tuple[float, ...] | None]
+    No chain, unless it says so.
+    """
+
+    @property
+    def is_chain(self) -> bool:
+        return False
 
     def check(self, caller: str, reverse: AbstractReverse) -> None:
         if reverse.forward.values is not None or reverse.chain_length is not None:

@@ -52,10 +52,6 @@ class HeunSampler(AbstractGaussianSampler):
     ) -> None:
         self.num_steps, self.times = checked_steps("HeunSampler", num_steps, times)
 
-    @property
-    def is_chain(self) -> bool:
-        return False
-
     def sample(
         self, key: Array, reverse: AbstractReverse, event_shape: tuple[int, ...]
     ) -> Num[Array, "*event"]:
@@ -121,10 +117,6 @@ class DPMSolver(AbstractGaussianSampler):
             return jnp.array(self.times)
         inside = jnp.sin(jnp.pi / 2 * uniform_grid(self.num_steps)) ** 2
         return inside.at[0].set(0.0).at[-1].set(1.0)
-
-    @property
-    def is_chain(self) -> bool:
-        return False
 
     def sample(
         self, key: Array, reverse: AbstractReverse, event_shape: tuple[int, ...]

@@ -165,7 +165,7 @@ def _solved(
 
 
 def _powers(draws: Float[Array, "num *event"]) -> Float[Array, "num *event"]:
-    """Power of each draw around each of its cosine modes: a mean over the nearest nine."""
+    """Power of each draw around each of its cosine modes: a mean over the nearest."""
     axes = tuple(range(1, draws.ndim))
     modes = np.asarray(dctn(draws, axes=axes, norm="ortho"))
     near = 9 if len(axes) == 1 else 3

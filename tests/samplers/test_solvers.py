@@ -8,9 +8,11 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from reference import flow_to_mixture, mixture_cdf
 from scipy.stats import norm
 
 import numpyro_diffusion as nd
+from numpyro_diffusion.prior.path import ChainPath
 from numpyro_diffusion.samplers import DDIM, Ancestral, DPMSolver, HeunSampler
 from numpyro_diffusion.samplers import PredictorCorrector as Corrector
 
@@ -46,20 +48,6 @@ def learned():
     return nd.DenoisingReverse(FORWARD, MIXTURE.denoise, nd.DataPrediction(), error)
 
 
-def cdf(x):
-    return norm.cdf(np.asarray(x)[:, None], MEANS, SCALES) @ WEIGHTS
-
-
-def flow_of(z):
-    """The monotone map of a standard normal to the mixture, by bisection."""
-    low, high = np.full_like(z, -10.0), np.full_like(z, 10.0)
-    for _ in range(60):
-        middle = (low + high) / 2
-        below = cdf(middle) < norm.cdf(z)
-        low, high = np.where(below, middle, low), np.where(below, high, middle)
-    return (low + high) / 2
-
-
 def orders_of(errors):
     errors = np.array(errors)
     return np.log2(errors[:-1] / errors[1:])
@@ -75,7 +63,7 @@ def test_solvers_come_to_the_flow_at_their_order(make, order, num_steps):
     keys = jax.random.split(jax.random.key(0), 200)
     first = (lambda key: jax.random.split(key)[0]) if make is DPMSolver else lambda k: k
     z = jax.vmap(lambda key: FORWARD.terminal((1,)).sample(first(key)))(keys)
-    exact, errors = flow_of(np.asarray(z)[:, 0]), []
+    exact, errors = flow_to_mixture(np.asarray(z)[:, 0], WEIGHTS, MEANS, SCALES), []
     for factor in (1, 2, 4):
         sampler = make(factor * num_steps)
         draw = jax.vmap(lambda key, s=sampler: s.sample(key, MIXTURE, (1,)))
@@ -97,7 +85,12 @@ def distance_of_chain(sampler):
         edges = np.concatenate([POINTS - width / 2, [POINTS[-1] + width / 2]])
         shares = np.diff(norm.cdf((edges - mean[:, None]) / np.sqrt(variance)[:, None]))
         density = density @ shares
-    return width * np.sum(np.abs(np.cumsum(density) * width - cdf(POINTS + width / 2)))
+    return width * np.sum(
+        np.abs(
+            np.cumsum(density) * width
+            - mixture_cdf(POINTS + width / 2, WEIGHTS, MEANS, SCALES)
+        )
+    )
 
 
 @pytest.mark.parametrize(
@@ -213,6 +206,23 @@ def test_particle_kernels_run_on_ddims_chain():
     assert abs(float(posterior.log_evidence) - total(variance)) < error
     # control: another chain's evidence is not this one's
     assert abs(float(posterior.log_evidence) - total(1.5 * variance)) > error
+
+
+def test_the_law_of_a_trajectory_is_that_of_ddims_steps():
+    sampler = DDIM(3, 0.5)
+    prior = nd.DiffusionPrior(GAUSSIAN, (1,), sampler=sampler)
+    path, grid = jnp.array([[0.3], [0.1], [-0.4], [0.6]]), sampler.grid
+
+    def density(reverse):
+        total = FORWARD.terminal((1,)).log_prob(path[-1])
+        for i in range(3):
+            law = reverse.transition(path[i + 1], t=grid[i + 1], s=grid[i])
+            total += law.log_prob(path[i])
+        return float(total)
+
+    found = float(ChainPath(prior).log_prob(path))
+    np.testing.assert_allclose(found, density(sampler.process(GAUSSIAN)), rtol=1e-6)
+    assert abs(found - density(GAUSSIAN)) > 0.01  # control: the ancestral chain's
 
 
 # Right and wrong
