@@ -15,6 +15,7 @@ from numpyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
 from numpyro.infer.util import constrain_fn, log_density
 from reference import flow_to_mixture, gaussian_posterior, mean_z_scores
+from scipy.stats import norm
 
 import numpyro_diffusion as nd
 from numpyro_diffusion.infer import FlowReparam, reparam_diffusion
