@@ -23,12 +23,18 @@ from numpyro_diffusion.bound import (
     importance_log_prob,
     variational_bound,
 )
-from numpyro_diffusion.forward import AbstractForward, BernoulliForward, GaussianForward
+from numpyro_diffusion.forward import (
+    AbsorbingForward,
+    AbstractForward,
+    BernoulliForward,
+    CategoricalForward,
+    GaussianForward,
+)
 from numpyro_diffusion.guidance import AbstractGuidance
 from numpyro_diffusion.model import Likelihood
 from numpyro_diffusion.pretrained import load_pretrained
 from numpyro_diffusion.prior import DiffusionPrior, FewStepMap
-from numpyro_diffusion.registry import register_exports
+from numpyro_diffusion.registry import register_exports, register_former_name
 from numpyro_diffusion.reverse import (
     AbstractPrediction,
     AbstractReverse,
@@ -68,6 +74,7 @@ from numpyro_diffusion.training import (
 __all__ = [
     "BITS",
     "NATS",
+    "AbsorbingForward",
     "AbstractForward",
     "AbstractGuidance",
     "AbstractObjective",
@@ -78,6 +85,7 @@ __all__ = [
     "AbstractTrainableReverse",
     "BernoulliForward",
     "BoundLoss",
+    "CategoricalForward",
     "DataPrediction",
     "DenoisingError",
     "DenoisingLoss",
@@ -127,3 +135,4 @@ register_exports(
     [datasets, forward, networks, paper2015, prior, reverse, samplers, schedules]
 )
 register_exports([diffrax], kind=diffrax.AbstractERK)
+register_former_name("BinaryPatternsReverse", analytic.PatternsReverse)

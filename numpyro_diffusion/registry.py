@@ -31,6 +31,7 @@ __all__ = [
     "parameters",
     "register",
     "register_exports",
+    "register_former_name",
 ]
 
 HOW_TO_REGISTER = "register it with `numpyro_diffusion.saving.register`"
@@ -122,6 +123,11 @@ def register_exports(rooms: Iterable[types.ModuleType], kind: type = object) -> 
                 register_exports([value], kind)
             elif _is_final(value, kind) and misfit(value) is None:
                 register(value)
+
+
+def register_former_name(name: str, cls: type) -> None:
+    """Let files name a registered class as it was called when they were written."""
+    _REGISTRY[name] = _REGISTRY[cls.__name__]
 
 
 def entry_named(name: str) -> Entry | None:

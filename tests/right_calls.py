@@ -106,7 +106,7 @@ Z = jnp.array([1, 0])
 DATA = jax.random.normal(KEY, (4, 2))
 GRID = jnp.linspace(0.0, 1.0, 4)
 GAUSS = nd.analytic.GaussianReverse(FORWARD, jnp.zeros(2), jnp.eye(2))
-PATTERNS = nd.analytic.BinaryPatternsReverse(
+PATTERNS = nd.analytic.PatternsReverse(
     BITS, jnp.array([0.4, 0.6]), jnp.array([[0.0, 1.0], [1.0, 1.0]])
 )
 ERROR = nd.DenoisingError(jnp.array([0.5, 1.0]), jnp.array([0.1, 0.2]))

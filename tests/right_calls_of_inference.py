@@ -215,7 +215,7 @@ for _method in ("encode", "log_prob"):
 row("guidance.DPS", guided, best=1.0, step_size=1.0)
 row("guidance.Unguided", guided, ("power",), power=1.0)
 row("guidance.Averaged", num_draws=4, reliable=0.5)
-row("guidance.ValueTilt")
+row("guidance.ValueTilt", num_draws=2)
 row("guidance.MeanShift", guided, guide=nd.guidance.ConstantGuide())
 row("guidance.Product", guided, guide=nd.guidance.ConstantGuide())
 row("guidance.ConstantGuide", moved)

@@ -80,7 +80,18 @@ for _schedule in (
         row(f"{_name}.{_method}", call=getattr(_schedule, _method), s=0.25, t=0.5)
 row("GaussianForward", drawn, schedule=SCHEDULE)
 row("BernoulliForward", drawn, schedule=SCHEDULE, rate=0.3)
-for _forward, _x in ((FORWARD, X), (BITS, Z)):
+LETTERS = nd.CategoricalForward(SCHEDULE, 2)
+MASKED = nd.AbsorbingForward(SCHEDULE, 2)
+row(
+    "CategoricalForward",
+    None,
+    ("rate",),
+    schedule=SCHEDULE,
+    num_values=2,
+    rate=jnp.array([0.4, 0.6]),
+)
+row("AbsorbingForward", schedule=SCHEDULE, num_values=2)
+for _forward, _x in ((FORWARD, X), (BITS, Z), (LETTERS, Z), (MASKED, Z)):
     _name = type(_forward).__name__
     _of = {"x_s": _x, "s": 0.25, "t": 0.5}
     row(f"{_name}.transition", call=_forward.transition, **_of)
@@ -127,7 +138,7 @@ row(
     scales=jnp.ones((2, 2)),
 )
 row(
-    "analytic.BinaryPatternsReverse",
+    "analytic.PatternsReverse",
     lambda reverse: stepped(reverse, Z),
     forward=BITS,
     weights=PATTERNS.weights,
@@ -140,6 +151,18 @@ for _reverse, _x in ((GAUSS, X), (TRAINED, X), (OF_BITS, Z)):
 
 # ---- Networks
 row("networks.MLP", called, event_shape=(2,), width=2, depth=1, time_width=2, key=KEY)
+row("networks.num_parameters", tree={"weight": jnp.ones(2)})
+row(
+    "networks.Transformer",
+    called,
+    event_shape=(2,),
+    width=2,
+    depth=1,
+    num_heads=1,
+    time_width=2,
+    positions=True,
+    key=KEY,
+)
 row(
     "networks.UNet",
     None,

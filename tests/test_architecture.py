@@ -271,6 +271,7 @@ def test_files_of_tests_have_names_of_their_own():
 # Imports and exports
 
 
+@pytest.mark.gate
 def test_importing_is_light():
     """No array on a device, and none of the optional or slow libraries."""
     code = (

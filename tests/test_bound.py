@@ -27,9 +27,9 @@ from numpyro_diffusion.bound import null_log_prob, pointwise_correction, step_kl
 from numpyro_diffusion.forward import AbstractForward
 from numpyro_diffusion.reverse import AbstractReverse, ReverseStep
 from numpyro_diffusion.reverse.analytic import (
-    BinaryPatternsReverse,
     GaussianReverse,
     MixtureReverse,
+    PatternsReverse,
 )
 from numpyro_diffusion.schedules import (
     cosine,
@@ -208,6 +208,7 @@ def test_the_untrained_chain_has_weights_without_variance(kind):
 # Lines 7, 8 and 9: Gaussian data, exact reverse kernels
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize(
     ("eigenvalues", "name", "num_steps", "K_expected", "L_expected"),
     [
@@ -289,6 +290,7 @@ def gaussian_terms(reverse, x0, num_steps):
     return eq38, eq14
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("name", ["paper", "leftover"])
 def test_pointwise_correction_of_gaussian_events(name):
     """(alpha_bar_T + beta_1) (D - |x_0|^2) / 2, also when signal is left at t = 1."""
@@ -319,7 +321,7 @@ def heartbeat(rate, period=5, repeats=1, schedule=None):
     """The best factorised reversal of equally likely heartbeats, and these."""
     patterns = jnp.tile(jnp.eye(period), (1, repeats))
     forward = BernoulliForward(schedule or signal_linear(), rate)
-    exact = BinaryPatternsReverse(forward, jnp.full(period, 1 / period), patterns)
+    exact = PatternsReverse(forward, jnp.full(period, 1 / period), patterns)
     return DenoisingReverse(forward, exact.denoise, DataPrediction()), patterns
 
 
@@ -345,6 +347,7 @@ def kernels(reverse, num_steps):
     return q, p
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("rate", [0.2, 0.5, 0.3])
 def test_eq14_and_eq38_of_a_small_heartbeat_by_enumeration(rate):
     """The correction vanishes for rho = 0.5 and where the mean activity is rho."""
@@ -381,6 +384,7 @@ def test_eq14_and_eq38_of_a_small_heartbeat_by_enumeration(rate):
 # Line 10: eq. 9
 
 
+@pytest.mark.gate
 @pytest.mark.promotes
 @pytest.mark.parametrize("rate", [0.2, 0.5])
 def test_importance_estimate_is_the_probability_by_enumeration(rate):
@@ -437,6 +441,7 @@ def test_bound_of_the_heartbeat_is_the_best_there_is():
     assert abs(wrong.K + 3.497976) > 5 * wrong.standard_error
 
 
+@pytest.mark.gate
 def test_variational_bound_is_the_quadrature():
     T = 20
     reverse = gaussian(signal_linear(), (1.75, 0.25))
@@ -456,6 +461,7 @@ def test_variational_bound_is_the_quadrature():
     assert got.pointwise.shape == (2000,)
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("steps_per_event", [1, 4, 7])
 def test_few_steps_per_event_give_the_same_bound(steps_per_event):
     """Of 19 steps; shares of unequal length would bias what does not count them."""
@@ -481,6 +487,7 @@ def test_few_steps_per_event_give_the_same_bound(steps_per_event):
     )  # pointwise adds the correction, which varies little
 
 
+@pytest.mark.gate
 def test_all_steps_drawn_are_all_steps_seen():
     reverse = gaussian(cosine(), (1.75, 0.25))
     data = jr.normal(jr.key(0), (8, 2))
@@ -494,6 +501,7 @@ def test_all_steps_drawn_are_all_steps_seen():
     assert (runs[0].step_kls > 0).all()
 
 
+@pytest.mark.gate
 def test_step_kl_without_a_closed_form_is_unbiased():
     """A mixture transition: one draw per call against quadrature."""
     forward = GaussianForward(cosine())

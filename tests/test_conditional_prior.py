@@ -60,6 +60,7 @@ Y = jnp.array([1.2, -0.7])
 TOTAL = 1.0 + SCALE**2 + NOISE**2
 
 
+@pytest.mark.gate
 def test_draws_and_density_are_those_of_the_context():
     context = jnp.array([1.0, -2.0])
     law = dist.Normal(context, SCALE).to_event(1)
@@ -71,6 +72,7 @@ def test_draws_and_density_are_those_of_the_context():
     np.testing.assert_allclose(found, law.log_prob(x[:5]), atol=2e-3)
 
 
+@pytest.mark.gate
 def test_a_batch_of_contexts_is_a_batch_of_priors():
     contexts = jnp.array([[1.0, -2.0], [0.0, 3.0], [5.0, 5.0]])
     batch = prior(contexts)
@@ -96,6 +98,7 @@ def test_scaling_changes_units_of_events_and_not_of_contexts():
     np.testing.assert_allclose(x, 3.0 + 2.0 * plain.sample(jax.random.key(0), (3,)))
 
 
+@pytest.mark.gate
 def test_the_gradient_reaches_the_context():
     """d log N(x; c, s^2) / dc is (x - c) / s^2; a stopped one would be zero."""
     x, c = jnp.array([0.3, 0.1]), jnp.array([0.5, -0.4])
@@ -212,6 +215,7 @@ def test_a_process_without_context_refuses_one():
         nd.DiffusionPrior(plain, (2,), context=jnp.zeros(2))
 
 
+@pytest.mark.gate
 def test_a_prior_under_contexts_is_saved(tmp_path):
     network = nd.networks.Conditional(
         nd.networks.MLP(

@@ -115,6 +115,7 @@ def test_marks_are_idempotent_and_leave_a_users_mask_alone():
 # Guided draws
 
 
+@pytest.mark.gate
 def test_guided_draws_follow_the_closed_form_posterior():
     exact = gaussian_posterior(MEAN, COVARIANCE, OPERATOR, Y, SIGMA)
     tilt = lambda x: dist.Normal(x @ OPERATOR.T, SIGMA).log_prob(Y).sum((1, 2))
@@ -176,6 +177,7 @@ def test_guided_draws_of_a_mixture_where_the_data_tell_the_component():
     assert np.abs(wrong.mean(0) - mean).max() > 0.04
 
 
+@pytest.mark.gate
 def test_guided_draws_of_a_mixture_keep_both_components_with_a_known_bias():
     """Ambiguous data: the components' shares come out wrong, by 0.06 here."""
     share, _, _ = mixture_posterior(0.2, 0.8)
@@ -204,6 +206,7 @@ def noisy(y=None):
     numpyro.sample("z", dist.Normal(x, 1e-3).to_event(1))
 
 
+@pytest.mark.gate
 def test_posterior_samples_of_another_latent_are_used():
     sigma, y = jnp.repeat(jnp.array([1e-3, 1e3]), 200), jnp.array([1.5, 1.5])
     result = draws(guide(noisy, GUIDANCE), y, posterior={"sigma": sigma})
@@ -213,6 +216,7 @@ def test_posterior_samples_of_another_latent_are_used():
     assert np.max(np.abs(result["z"] - x)) < 1e-2  # an unobserved follower
 
 
+@pytest.mark.gate
 def test_another_latent_is_drawn_once():
     def model(y):
         shift = numpyro.sample("shift", dist.Normal(0, 1).expand([2]).to_event(1))
@@ -242,6 +246,7 @@ def test_elements_of_a_plate_do_not_hear_of_each_other():
     np.testing.assert_allclose(before, np.broadcast_to(y, (2, 3, 2)), atol=0.8)
 
 
+@pytest.mark.gate
 def test_guide_errors():
     def between(y):
         x = numpyro.sample("x", PRIOR)
@@ -323,6 +328,7 @@ def test_observation_by_an_inner_and_by_an_outer_condition():
         draws(outer, num=1)
 
 
+@pytest.mark.gate
 def test_guided_model_under_seed_and_trace_has_the_models_sites():
     guided = handlers.seed(guide(noisy), 0)
     sites = handlers.trace(guided).get_trace(jnp.array([1.0, 0.0]))

@@ -18,6 +18,7 @@ def test_the_files_are_there():
     assert all(path.stat().st_size < 20_000 for path in FILES)
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("path", PRIORS, ids=lambda path: path.stem)
 def test_a_prior_denoises_as_it_did(path):
     """The card holds E[x_0 | x_t] at one x_t, as version 0.1 computed it."""

@@ -21,6 +21,7 @@ def unseen(name, prior):
         return prior.standardised(jnp.asarray((file["levels"] + 0.5) / 256.0))
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize(("name", "shape"), [("digits", (8, 8)), ("mnist", (28, 28))])
 def test_shipped_priors_denoise_as_well_as_their_files_say(name, shape):
     """The measured error of the file, anew on images of its kind.

@@ -26,9 +26,9 @@ from numpyro_diffusion import (
 from numpyro_diffusion.forward import BernoulliForward
 from numpyro_diffusion.networks import MLP
 from numpyro_diffusion.reverse.analytic import (
-    BinaryPatternsReverse,
     GaussianReverse,
     MixtureReverse,
+    PatternsReverse,
 )
 from numpyro_diffusion.schedules import cosine
 
@@ -57,7 +57,7 @@ def make_network(num_steps=3, event_shape=(2,)):
 
 
 def make_bits():
-    reverse = BinaryPatternsReverse(
+    reverse = PatternsReverse(
         BernoulliForward(cosine()),
         jnp.array([0.25, 0.75]),
         jnp.array([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]]),
@@ -100,6 +100,7 @@ def test_shapes(make):
     assert numpyro.handlers.seed(model, key)().shape == (3, *event)
 
 
+@pytest.mark.gate
 @CONTINUOUS
 def test_log_prob_shapes_and_mask(make):
     d = make()
@@ -173,6 +174,7 @@ def test_vmap_and_scan():
     np.testing.assert_allclose(path.sum(0), total, rtol=1e-12)
 
 
+@pytest.mark.gate
 @EVERY
 def test_predictive_and_both_kinds_of_key(make):
     d = make()
@@ -230,6 +232,7 @@ def test_eager_sampling_compiles_once():
     assert len(traces) == built
 
 
+@pytest.mark.gate
 def test_has_rsample_support_and_dtype():
     expected = {make_gaussian: True, make_network: True}
     for make in (make_gaussian, make_network, make_bits, make_mixture):
@@ -296,6 +299,7 @@ def test_log_prob_is_the_exact_density():
         np.testing.assert_allclose(d.log_prob(x), exact, atol=3e-4)
 
 
+@pytest.mark.gate
 def test_draws_follow_the_density():
     """Kolmogorov and Smirnov, once in 50000 by luck; the control is a fifth too wide."""
     d = make_mixture()

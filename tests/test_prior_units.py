@@ -54,6 +54,7 @@ def test_draws_have_the_moments(scaling):
         assert np.any(np.abs(found - COVARIANCE) > 5 * spread / np.sqrt(n))
 
 
+@pytest.mark.gate
 @EVERY
 def test_log_prob_is_the_exact_density(scaling):
     mean, covariance = law(scaling)
@@ -121,6 +122,7 @@ def test_jit_in_and_out_keeps_the_units(scaling):
     np.testing.assert_allclose(drawn, x, rtol=1e-12)
 
 
+@pytest.mark.gate
 def test_expand_to_event_mask_and_plates():
     prior = make(PER_ENTRY)
     x = prior.sample(jr.key(0), (4, 3))
@@ -239,7 +241,7 @@ def test_bad_scalings_are_refused(scaling, error, message):
 
 
 def test_bits_have_no_other_units():
-    reverse = nd.analytic.BinaryPatternsReverse(
+    reverse = nd.analytic.PatternsReverse(
         nd.BernoulliForward(nd.schedules.signal_linear(), 0.5),
         jnp.ones(1),
         jnp.ones((1, 2)),

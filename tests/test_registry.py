@@ -122,7 +122,7 @@ EXACT = {
         jnp.array([[-1.0, 0], [1, 1]]),
         jnp.ones((2, 2)),
     ),
-    "patterns": nd.analytic.BinaryPatternsReverse(
+    "patterns": nd.analytic.PatternsReverse(
         BITS, jnp.array([0.3, 0.7]), jnp.array([[0.0, 1.0], [1.0, 1.0]])
     ),
 }

@@ -585,6 +585,7 @@ def test_header_is_readable_and_names_the_library(path):
     assert json.loads(json.dumps(header)) == header
 
 
+@pytest.mark.gate
 def test_file_is_read_in_another_process(path):
     """In single precision, where this one has double."""
     save(path, (jnp.arange(3, dtype=jnp.float32), "x"))

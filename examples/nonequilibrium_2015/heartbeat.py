@@ -53,7 +53,7 @@ from numpyro_diffusion.datasets import heartbeat_patterns
 from numpyro_diffusion.paper2015 import optimum
 from numpyro_diffusion.paper2015.networks import SigmoidMLP, StepReadout
 from numpyro_diffusion.reverse import AbstractReverse
-from numpyro_diffusion.reverse.analytic import BinaryPatternsReverse
+from numpyro_diffusion.reverse.analytic import PatternsReverse
 from numpyro_diffusion.samplers import ancestral_sample
 from numpyro_diffusion.schedules import uniform_grid
 from numpyro_diffusion.training.objectives import AbstractObjective
@@ -191,7 +191,7 @@ def scores(
     best = optimum.heartbeat_bound(FORWARD.schedule, T, rate=RATE, unit=nd.BITS)
     patterns = heartbeat_patterns().astype(float)
     data = jnp.tile(patterns, (num // 5, 1))
-    exact = BinaryPatternsReverse(FORWARD, jnp.full(5, 0.2), patterns)
+    exact = PatternsReverse(FORWARD, jnp.full(5, 0.2), patterns)
     factorised = nd.DenoisingReverse(FORWARD, exact.denoise, nd.DataPrediction())
     drawn, drawn_exact = (
         nd.variational_bound(

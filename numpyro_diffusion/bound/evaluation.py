@@ -80,8 +80,9 @@ def variational_bound(
         reverse, jnp.asarray(data), grid, keys, batch_size, steps_per_event
     )
     terminal = reverse.forward.terminal(data.shape[1:]).entropy()
-    per_event = lasts - firsts - terminal - jnp.sum(kls, axis=1)
-    learned = per_event + firsts + reconstructions
+    path = lasts - terminal - jnp.sum(kls, axis=1)
+    learned = path + reconstructions
+    per_event = path - firsts if reverse.forward.is_reversible else learned
     scatter = lambda values: jnp.where(
         jnp.all(jnp.isneginf(values)), 0.0, jnp.std(values)
     )
@@ -132,7 +133,8 @@ def importance_log_prob(
             of range.
 
     Source: Sohl-Dickstein et al. 2015, eq. 9 (an annealed importance sampling or
-    Jarzynski form), with the edge step of appendix B.2.
+    Jarzynski form), with the edge step of appendix B.2 (the chain's own last step for a
+    process that does not run backwards).
     """
     caller = "importance_log_prob"
     num_samples = checked_integer(caller, "num_samples", num_samples)
@@ -192,14 +194,24 @@ def reconstruction(
 def null_log_prob(
     forward: AbstractForward, x0: Num[Array, "*event"]
 ) -> Float[Array, ""]:
-    """Log-likelihood of one event under the terminal law, in nats."""
+    """Log-likelihood of one event under the terminal law, in nats.
+
+    Minus infinity under a law of masks alone.
+    """
+    if not forward.is_reversible:
+        return jnp.asarray(-jnp.inf)
     return jnp.asarray(forward.terminal(x0.shape).log_prob(x0))
 
 
 def pointwise_correction(
     forward: AbstractForward, x0: Num[Array, "*event"], grid: Float[Array, " num_times"]
 ) -> Float[Array, ""]:
-    """What K lacks to bound the log-likelihood of one event, in nats."""
+    """What K lacks to bound the log-likelihood of one event, in nats.
+
+    Nothing for a process that does not run backwards: there K has no edge step.
+    """
+    if not forward.is_reversible:
+        return jnp.zeros(())
     terminal = forward.terminal(x0.shape)
 
     def cross_entropy(law: dist.Distribution) -> Array:
@@ -308,12 +320,15 @@ def _log_weights(
             ratio -= forward.transition(x_s, s=s, t=t).log_prob(x_t)
             return total + ratio, None
 
-        # The edge step: p(x_0 | x_1) is the forward kernel, run backwards.
-        first = jnp.asarray(
-            forward.transition(path[1], s=grid[0], t=grid[1]).log_prob(x0)
+        # The edge step: p(x_0 | x_1) is the forward kernel, run backwards, where it can.
+        at_edge = (
+            forward.transition(path[1], s=grid[0], t=grid[1])
+            if forward.is_reversible
+            else reverse.transition(path[1], t=grid[1], s=grid[0])
         )
+        first = jnp.asarray(at_edge.log_prob(x0))
         first -= forward.transition(x0, s=grid[0], t=grid[1]).log_prob(path[1])
-        start = null_log_prob(forward, path[-1]) + first
+        start = jnp.asarray(forward.terminal(x0.shape).log_prob(path[-1])) + first
         steps = (path[1:-1], path[2:], grid[1:-1], grid[2:])
         return jax.lax.scan(step, start, steps)[0]
 

@@ -3,6 +3,7 @@
 import math
 from typing import NamedTuple
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 __all__ = ["BITS", "NATS", "Bound", "ImportanceEstimate"]
@@ -17,7 +18,9 @@ class Bound(NamedTuple):
     """The variational bound of a data set and its parts, in the unit asked for.
 
     Attributes:
-        K: The paper's K, a mean over events.
+        K: The paper's K, a mean over events. It ends in the paper's fixed edge step; of a
+            process that does not run backwards (`AbsorbingForward`) in the chain's own
+            last step, and is then `K_learned`.
         L_null: Mean log-likelihood of the data under the terminal law.
         step_kls: Mean KL of steps t = 2, ..., T, shape (num_steps - 1,).
         entropy_last: H_q(X_T | X_0).
@@ -46,7 +49,8 @@ class Bound(NamedTuple):
     @property
     def K_learned(self) -> Float[Array, ""]:
         """K with the chain's own last step in place of the paper's fixed one."""
-        return self.K + self.entropy_first + self.reconstruction
+        path = self.entropy_last - self.entropy_terminal - jnp.sum(self.step_kls)
+        return path + self.reconstruction
 
     @property
     def gain(self) -> Float[Array, ""]:

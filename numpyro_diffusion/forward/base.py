@@ -10,8 +10,9 @@ $\beta_{t|s} = 1 - \bar\alpha_{t|s}$:
 | posterior  | $q(x_s \mid x_t, x_0)$, by Bayes' rule                | idem |
 | terminal   | $N(0, 1)$                                             | $P(1) = \rho$ |
 
-Both kernels leave the terminal law invariant and are in detailed balance with it. All
-laws factorise over the entries of an event; their entropies are NumPyro's
+Both kernels leave the terminal law invariant and are in detailed balance with it; so is
+`CategoricalForward`, the second column for more values than two. `AbsorbingForward` is not:
+what is lost stays lost. All laws factorise over the entries of an event; their entropies are NumPyro's
 `law.entropy()`, in nats.
 
 Source: Sohl-Dickstein et al. 2015, table App.1, with the base rate of appendix D.1.2.
@@ -33,7 +34,7 @@ from numpyro.distributions import constraints
 from numpyro_diffusion.checks import checked_array
 from numpyro_diffusion.forward.schedule import AbstractSchedule
 
-__all__ = ["AbstractForward", "as_float", "check_events", "noising_path"]
+__all__ = ["AbstractForward", "as_float", "check_events", "noising_path", "widened"]
 
 
 class AbstractForward(eqx.Module):
@@ -56,6 +57,19 @@ class AbstractForward(eqx.Module):
     @abc.abstractmethod
     def support(self) -> constraints.Constraint:
         """What one entry of an event can be."""
+
+    @property
+    def noisy_support(self) -> constraints.Constraint:
+        """What one entry of a noisy event can be; by default the same."""
+        return self.support
+
+    @property
+    def is_reversible(self) -> bool:
+        """Whether each step is in detailed balance with the terminal law.
+
+        If so it may be run backwards, as the paper's edge step to t = 0 is.
+        """
+        return True
 
     @property
     def values(self) -> np.ndarray | None:
@@ -107,11 +121,29 @@ class AbstractForward(eqx.Module):
         """The law of independent entries with this mean, of shape `event`."""
         raise self._real("independent")
 
+    def evidence(self, x_t: Num[Array, "*event"], t: ArrayLike) -> Float[Array, "..."]:
+        """What x_t alone tells of x_0, in the form that `decode` takes.
+
+        For processes with `values`, as what a network has to say is added to it.
+        """
+        raise self._real("evidence")
+
+    def decode(self, logits: Float[Array, "..."]) -> Float[Array, "..."]:
+        """The mean that a network's output, of shape `mean_shape`, says as logits."""
+        raise self._real("decode")
+
+    def cross_entropy(
+        self, x0: Num[Array, "*event"], logits: Float[Array, "..."]
+    ) -> Float[Array, "*event"]:
+        """Minus the log probability of each entry under such logits, in nats."""
+        raise self._real("cross_entropy")
+
     def _real(self, what: str) -> NotImplementedError:
-        return NotImplementedError(
-            f"{type(self).__name__}: {what} is for processes whose entries take finitely "
-            "many values."
-        )
+        if self.values is None:
+            why = "is for processes whose entries take finitely many values"
+        else:
+            why = "is not written, which LogitPrediction and densities over values need"
+        return NotImplementedError(f"{type(self).__name__}: {what} {why}.")
 
     @abc.abstractmethod
     def transition(
@@ -210,6 +242,14 @@ def as_float(x: Num[Array, "*event"]) -> Float[Array, "*event"]:
     return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(float)
 
 
+def widened(forward: AbstractForward, x0: Num[Array, "*event"]) -> Num[Array, "*event"]:
+    """`x0` in a type that holds noisy events too: in a byte 256 values leave no mask."""
+    if not jnp.issubdtype(x0.dtype, jnp.integer):
+        return x0
+    noisy = jax.eval_shape(forward.terminal(x0.shape).sample, jax.random.key(0)).dtype
+    return x0.astype(jnp.promote_types(x0.dtype, noisy))
+
+
 def noising_path(
     key: Array,
     forward: AbstractForward,
@@ -230,6 +270,8 @@ def noising_path(
     Source: Sohl-Dickstein et al. 2015, eq. 3.
     """
     keys = jax.random.split(key, len(grid) - 1)
+
+    x0 = widened(forward, x0)
 
     def step(x_s: Array, inputs: tuple[Array, Array, Array]) -> tuple[Array, Array]:
         s, t, step_key = inputs

@@ -128,6 +128,14 @@ class BernoulliForward(AbstractForward):
         if_zero = self._probability_of(x_t, jnp.zeros_like(x_t), signal, noise)
         return jnp.log(if_one) - jnp.log(if_zero)
 
+    def decode(self, logits: Float[Array, "*event"]) -> Float[Array, "*event"]:
+        return jax.nn.sigmoid(logits)
+
+    def cross_entropy(
+        self, x0: Num[Array, "*event"], logits: Float[Array, "*event"]
+    ) -> Float[Array, "*event"]:
+        return jax.nn.softplus(logits) - as_float(x0) * logits
+
     def _check(self, method: str, times: dict[str, Any], **events: Array) -> None:
         caller = f"BernoulliForward.{method}"
         check_events(caller, {"rate": self.rate, **times}, **events)

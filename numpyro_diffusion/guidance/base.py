@@ -161,6 +161,8 @@ def over_stack(function: Callable, reverse: AbstractReverse | None = None) -> Ca
     """
     checked_callable("over_stack", "function", function, "lambda x: ...")
     if reverse is not None:
+        example = "fit(...).reverse"
+        checked_instance("over_stack", "reverse", reverse, AbstractReverse, example)
         return _under_contexts(function, reverse)
 
     def mapped(*stacks: Any) -> Any:

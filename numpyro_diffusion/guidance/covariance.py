@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
-from numpyro_diffusion.checks import checked_instance, checked_share
+from numpyro_diffusion.checks import checked_array, checked_instance, checked_share
 from numpyro_diffusion.guidance.base import Time, entry_variances, step_stack
 from numpyro_diffusion.reverse import AbstractReverse, DenoisingError, ReverseStep
 
@@ -28,9 +28,16 @@ class Entrywise(eqx.Module):
 
     Attributes:
         variance: Of each entry of a stack, or one number for all.
+
+    Raises:
+        TypeError: It is not an array of real numbers.
+        ValueError: It is known and not finite.
     """
 
     variance: Float[Array, "..."]
+
+    def __check_init__(self) -> None:
+        checked_array("Entrywise", "variance", self.variance)
 
     def __call__(self, v: Float[Array, "P C *event"]) -> Float[Array, "P C *event"]:
         """The covariance, applied to a stack."""

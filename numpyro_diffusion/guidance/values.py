@@ -6,9 +6,16 @@ makes to the likelihood, with all others at their likeliest values $\hat x$,
 
 $$\tilde p_i(k) \propto p_i(k)\, \frac{p(y | \hat x_{-i}, x_i = k)}{p(y | \hat x)},$$
 
-and the twist is $p(y | \hat x)$ times the product of the sums.
+and $p(y | \hat x)$ times the product of the sums estimates the expected likelihood.
+
+For a likelihood that factorises over entries both are right. One that ties entries
+together, as a sum does, is corrected by each entry as if it were alone, and so several
+times over; weights that this overstates keep the particles that know least. So `ValueTilt`
+looks at draws from the tilted entries: these, weighed by $p(y | x) \prod_i p_i / \tilde
+p_i$, say how far the tilt is to be trusted, and what likelihood is to be expected.
 """
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +25,7 @@ from numpyro_diffusion.checks import (
     checked_array,
     checked_callable,
     checked_instance,
+    checked_integer,
     is_traced,
 )
 from numpyro_diffusion.forward import AbstractForward
@@ -35,18 +43,40 @@ from numpyro_diffusion.reverse import AbstractReverse
 __all__ = ["ValueTilt", "likeliest", "tilted_values"]
 
 
+# Powers of the tilt that are tried, and the share of the best one's effective draws at
+# which a larger power is as good.
+_POWERS = (1.0, 0.75, 0.5, 0.25, 0.0)
+_AS_GOOD = 0.95
+
+
 class ValueTilt(AbstractGuidance):
-    """Tilt each entry's probabilities by what its values say to the likelihood.
+    r"""Tilt each entry's probabilities by what its values say to the likelihood.
 
     For processes whose entries take finitely many values: bits, categories. The likelihood
     is evaluated once per entry and value, and not differentiated.
 
+    Each problem's tilt is taken to that power among 0, 1/4, ..., 1 at which draws from the
+    tilted entries have the largest effective number under the weights $p(y | x) \prod_i
+    p_i(x_i) / \tilde p_i(x_i)$; the twist is the mean of these weights. If the likelihood
+    factorises over entries, all are equal and the power is one.
+
+    Attributes:
+        num_draws: Number of draws at each power, at least 2; the likelihood is evaluated
+            five times as often. Their noise is the same for all particles and levels, so
+            that the twist is a function.
+
     Error: none for a likelihood that factorises over entries that are independent given
-    x_t; else that of the two assumptions, which weights correct.
+    x_t; else that of the tilt and of `num_draws` draws, which weights correct.
 
     Raises:
-        TypeError: The process is over real numbers.
+        TypeError: The process is over real numbers, or `num_draws` is no integer.
+        ValueError: `num_draws` is less than 2.
     """
+
+    num_draws: int = eqx.field(static=True, default=16)
+
+    def __check_init__(self) -> None:
+        checked_integer("ValueTilt", "num_draws", self.num_draws, 2)
 
     def step(
         self,
@@ -63,7 +93,10 @@ class ValueTilt(AbstractGuidance):
                 f"{type(reverse.forward).__name__}; use MomentMatching."
             )
         x0_hat, law = step_stack(reverse, x_t, t, s)
-        mean, log_twist = tilted_values(reverse.forward, x0_hat, log_likelihood)
+        tilted, _ = tilted_values(reverse.forward, x0_hat, log_likelihood)
+        mean, log_twist = _trusted_tilt(
+            reverse.forward, x0_hat, tilted, log_likelihood, self.num_draws
+        )
         given = lambda reverse, x, x0: reverse.law_given(x, x0, t=t, s=s)
         return TiltedStep(law, over_stack(given, reverse)(x_t, mean), log_twist)
 
@@ -122,6 +155,56 @@ def tilted_values(
     log_mean = jax.nn.logsumexp(tilted, axis=-1)
     total = jnp.sum(log_mean, axis=tuple(range(1, log_mean.ndim)))
     return over_stack(forward.mean_of)(tilted), finite(here + total)
+
+
+def _trusted_tilt(
+    forward: AbstractForward,
+    mean: Float[Array, "P C *mean"],
+    tilted: Float[Array, "P C *mean"],
+    log_likelihood: LogLikelihood,
+    num_draws: int,
+) -> tuple[Float[Array, "P C *mean"], Float[Array, " P"]]:
+    """The tilt of each problem to the power that draws confirm, and the log twist.
+
+    Args:
+        forward: Says which values there are, and how means and probabilities go together.
+        mean: The means, a stack.
+        tilted: The means after the whole tilt.
+        log_likelihood: Of a stack of values, one number per problem.
+        num_draws: Draws per power.
+    """
+    values = jnp.asarray(forward.values)
+    here, there = (over_stack(forward.log_probabilities)(m) for m in (mean, tilted))
+    is_possible = here > -jnp.inf
+    tilt = jnp.where(is_possible, there - jnp.where(is_possible, here, 0.0), 0.0)
+    keys = jax.random.split(jax.random.key(0), num_draws)
+    of_entries = tuple(range(1, here.ndim - 1))
+
+    def at_power(power: Array) -> tuple[Array, Array, Array]:
+        # A value that the whole tilt rules out is ruled out by any part of it.
+        part = jnp.where(power > 0.0, power * tilt, 0.0)
+        proposal = jax.nn.log_softmax(here + part)
+
+        def log_weight(key: Array) -> Float[Array, " P"]:
+            noise = jax.random.gumbel(key, here.shape[1:], here.dtype)
+            drawn = jnp.argmax(proposal + noise, axis=-1)
+            of_drawn = lambda logits: jnp.take_along_axis(logits, drawn[..., None], -1)
+            ratio = (of_drawn(here) - of_drawn(proposal))[..., 0]
+            return log_likelihood(values[drawn]) + jnp.sum(ratio, axis=of_entries)
+
+        found = jax.lax.map(log_weight, keys, batch_size=min(8, num_draws))
+        weights = jnp.where(found < jnp.inf, found, -jnp.inf)  # NaN too
+        log_sum = jax.nn.logsumexp(weights, axis=0)
+        log_ess = 2.0 * log_sum - jax.nn.logsumexp(2.0 * weights, axis=0)
+        ess = jnp.where(log_sum > -jnp.inf, jnp.exp(log_ess), 0.0)
+        return proposal, log_sum - jnp.log(num_draws), ess
+
+    powers = jnp.asarray(_POWERS, here.dtype)
+    proposals, log_means, ess = jax.lax.map(at_power, powers)
+    best = jnp.argmax(ess >= _AS_GOOD * jnp.max(ess, axis=0), axis=0)
+    problems = jnp.arange(len(best))
+    mean = over_stack(forward.mean_of)(proposals[best, problems])
+    return mean, finite(log_means[best, problems])
 
 
 def _check_means(caller: str, forward: AbstractForward, mean: Array) -> None:

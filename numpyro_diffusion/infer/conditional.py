@@ -25,9 +25,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from numpyro_diffusion.checks import checked_callable, checked_instance, checked_key
+from numpyro_diffusion.checks import (
+    checked_callable,
+    checked_instance,
+    checked_key,
+    is_traced,
+)
 from numpyro_diffusion.guidance import (
     AbstractGuidance,
     LogLikelihood,
@@ -151,8 +157,11 @@ def independent_smc(
         The trajectory of the new run where it was accepted, with `jumped` true there; else
         that of the conditional one.
     """
+    caller = "independent_smc"
+    checked_key(caller, "key", key)
+    checked_trajectory(caller, path, grid)
     sweep = _sweep(
-        "independent_smc",
+        caller,
         reverse,
         guidance,
         log_likelihood,
@@ -160,8 +169,12 @@ def independent_smc(
         resample_below,
         num_runs=2,
     )
+    if not is_traced(takes_any) and np.asarray(takes_any).dtype != bool:
+        raise TypeError(
+            f"{caller}: takes_any must be a truth value, got {takes_any!r}."
+        )
     bonus = jnp.where(takes_any, jnp.inf, 0.0)
-    return _either("independent_smc", key, sweep, path, grid, bonus)
+    return _either(caller, key, sweep, path, grid, bonus)
 
 
 def marginal_smc(

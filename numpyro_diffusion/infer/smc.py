@@ -124,6 +124,9 @@ class ParticleSweep(eqx.Module):
         checked_callable(caller, "log_likelihood", self.log_likelihood, example)
         if self.expected is not None:
             checked_callable(caller, "expected", self.expected, example)
+        if self.reverse_given is not None:
+            example = "lambda others: reverse.given(others['c'])"
+            checked_callable(caller, "reverse_given", self.reverse_given, example)
         num = checked_integer(caller, "num_particles", self.num_particles)
         checked_integer(caller, "num_runs", self.num_runs)
         checked_share(caller, "resample_below", self.resample_below)

@@ -7,23 +7,28 @@ function with its parameters or a module of another framework in `Applied`.
 """
 
 from numpyro_diffusion.networks.applied import Applied, from_torch, register_function
+from numpyro_diffusion.networks.base import AbstractNetwork, num_parameters
 from numpyro_diffusion.networks.conditional import Conditional
 from numpyro_diffusion.networks.conv import Conv
 from numpyro_diffusion.networks.mlp import MLP
 from numpyro_diffusion.networks.patched import Patched
 from numpyro_diffusion.networks.spectral import Spectral
 from numpyro_diffusion.networks.time_embedding import TimeEmbedding
+from numpyro_diffusion.networks.transformer import Transformer
 from numpyro_diffusion.networks.unet import UNet
 
 __all__ = [
     "MLP",
+    "AbstractNetwork",
     "Applied",
     "Conditional",
     "Conv",
     "Patched",
     "Spectral",
     "TimeEmbedding",
+    "Transformer",
     "UNet",
     "from_torch",
+    "num_parameters",
     "register_function",
 ]

@@ -130,7 +130,9 @@ def dense(
     CPU (jax 0.10), four times under two nested `vmap`s.
     """
     product = x @ layer.weight.T
-    return product if layer.bias is None else product + layer.bias
+    if layer.bias is None:
+        return product
+    return product + jnp.broadcast_to(layer.bias, product.shape)
 
 
 def mean_pool(

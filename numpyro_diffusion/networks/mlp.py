@@ -17,17 +17,15 @@ from jaxtyping import Array, Float, Num, PRNGKeyArray
 
 from numpyro_diffusion.checks import checked_key
 from numpyro_diffusion.networks._common import (
-    check_event,
     check_size,
     dense,
     positive_int,
     positive_ints,
     zeroed,
 )
+from numpyro_diffusion.networks.base import AbstractNetwork
 from numpyro_diffusion.networks.context_embedding import (
     ContextEmbedding,
-    check_classes,
-    check_context,
     checked_context,
     embedding_of_context,
 )
@@ -56,7 +54,7 @@ class _Block(eqx.Module):
         return h + dense(self.second, jax.nn.silu(update))
 
 
-class MLP(eqx.Module):
+class MLP(AbstractNetwork):
     """A residual network of dense layers, for events of any shape.
 
     Zero everywhere when new. The right choice for vectors and small curves; images are
@@ -134,15 +132,6 @@ class MLP(eqx.Module):
             time_width, self.context_shape, self.num_classes, embed_key
         )
 
-    def check_contexts(self, contexts: Num[Array, "..."]) -> None:
-        """Refuse contexts that are no classes, where the network wants some.
-
-        Raises:
-            TypeError: They are no integers.
-            ValueError: One is negative, or not below the number of classes.
-        """
-        check_classes("MLP", self.num_classes, contexts)
-
     def __call__(
         self,
         x: Float[Array, "*event"],
@@ -163,8 +152,7 @@ class MLP(eqx.Module):
             ValueError: If `x` is not one event, `t` is not a scalar, or `context` is
                 missing or of another shape.
         """
-        check_event("MLP", self.event_shape, x, t)
-        check_context("MLP", self.context_shape, self.num_classes, context)
+        self.check_call(x, t, context)
         # A time in double precision must not drag the whole network there.
         embedding = self.embed(t).astype(x.dtype)
         if self.embed_context is not None:

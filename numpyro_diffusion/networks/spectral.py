@@ -28,17 +28,15 @@ from jaxtyping import Array, Float, Num, PRNGKeyArray
 
 from numpyro_diffusion.checks import checked_integer, checked_key
 from numpyro_diffusion.networks._common import (
-    check_event,
     check_size,
     dense,
     positive_int,
     positive_ints,
     zeroed,
 )
+from numpyro_diffusion.networks.base import AbstractNetwork
 from numpyro_diffusion.networks.context_embedding import (
     ContextEmbedding,
-    check_classes,
-    check_context,
     checked_context,
     embedding_of_context,
 )
@@ -48,7 +46,7 @@ _NUM_BUMPS = 10  # of the gains, in the logarithm of a frequency
 _NUM_WAVES = 5  # of the windows, along each axis
 
 
-class Spectral(eqx.Module):
+class Spectral(AbstractNetwork):
     """A network for fields on a grid of one to three axes, smooth or rough.
 
     Zero everywhere when new. With `depth=0` it is linear in the field, which is all that a
@@ -154,15 +152,6 @@ class Spectral(eqx.Module):
             self.first = eqx.nn.Linear(1 + _NUM_WAVES**axes, width, key=first_key)
             self.last = zeroed(eqx.nn.Linear(width, 1, key=first_key))
 
-    def check_contexts(self, contexts: Num[Array, "..."]) -> None:
-        """Refuse contexts that are no classes, where the network wants some.
-
-        Raises:
-            TypeError: They are no integers.
-            ValueError: One is negative, or not below the number of classes.
-        """
-        check_classes("Spectral", self.num_classes, contexts)
-
     def __call__(
         self,
         x: Float[Array, "*event"],
@@ -183,8 +172,7 @@ class Spectral(eqx.Module):
             ValueError: If `x` is not one event, `t` is not a scalar, or `context` is
                 missing or of another shape.
         """
-        check_event("Spectral", self.event_shape, x, t)
-        check_context("Spectral", self.context_shape, self.num_classes, context)
+        self.check_call(x, t, context)
         # A time in double precision must not drag the whole network there.
         told = self.embed(t).astype(x.dtype)
         if self.embed_context is not None:

@@ -21,7 +21,6 @@ from jaxtyping import Array, Float, Num, PRNGKeyArray
 
 from numpyro_diffusion.checks import checked_key
 from numpyro_diffusion.networks._common import (
-    check_event,
     check_size,
     image_shape,
     mean_pool,
@@ -30,10 +29,9 @@ from numpyro_diffusion.networks._common import (
     upsample,
     zeroed,
 )
+from numpyro_diffusion.networks.base import AbstractNetwork
 from numpyro_diffusion.networks.context_embedding import (
     ContextEmbedding,
-    check_classes,
-    check_context,
     checked_context,
     embedding_of_context,
 )
@@ -42,7 +40,7 @@ from numpyro_diffusion.networks.time_embedding import TimeEmbedding
 from numpyro_diffusion.networks.unet_blocks import Attention, GroupNorm, ResBlock
 
 
-class UNet(eqx.Module):
+class UNet(AbstractNetwork):
     """A U-Net for one image `(height, width)` or `(height, width, channels)`.
 
     Zero everywhere when new. Any sides and any number of channels will do: sides that
@@ -205,15 +203,6 @@ class UNet(eqx.Module):
             for into, k in zip(inputs, jr.split(key, self.num_blocks), strict=True)
         )
 
-    def check_contexts(self, contexts: Num[Array, "..."]) -> None:
-        """Refuse contexts that are no classes, where the network wants some.
-
-        Raises:
-            TypeError: They are no integers.
-            ValueError: One is negative, or not below the number of classes.
-        """
-        check_classes("UNet", self.num_classes, contexts)
-
     def __call__(
         self,
         x: Float[Array, "*event"],
@@ -234,8 +223,7 @@ class UNet(eqx.Module):
             ValueError: If `x` is not one event, `t` is not a scalar, or `context` is
                 missing or of another shape.
         """
-        check_event("UNet", self.event_shape, x, t)
-        check_context("UNet", self.context_shape, self.num_classes, context)
+        self.check_call(x, t, context)
         # A time in double precision must not drag the whole network there.
         embedding = self.embed(t).astype(x.dtype)
         height, width = self.event_shape[:2]

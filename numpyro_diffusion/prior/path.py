@@ -57,7 +57,7 @@ class ChainPath(dist.Distribution):
 
     @property
     def support(self) -> constraints.Constraint:
-        entry = self.prior.reverse.forward.support
+        entry = self.prior.reverse.forward.noisy_support
         return constraints.independent(entry, len(self.event_shape))
 
     def sample(

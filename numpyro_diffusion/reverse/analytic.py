@@ -1,11 +1,11 @@
 r"""Reverse processes known in closed form: the truth that everything is held against.
 
-If data are Gaussian, a Gaussian mixture or a finite set of binary patterns, the reversal
+If data are Gaussian, a Gaussian mixture or a finite set of patterns, the reversal
 of the forward process is known exactly: the denoiser and the transition $p(x_s \mid
 x_t)$ of any step size. A chain of these transitions returns the data law for any number
 of steps, up to what the schedule leaves of the signal at t = 1.
 
-Events are vectors, of shape (dim,).
+Events are vectors, of shape (dim,); patterns may have any shape.
 """
 
 from typing import Any
@@ -24,11 +24,15 @@ from numpyro_diffusion.checks import (
     checked_weights,
     is_traced,
 )
-from numpyro_diffusion.forward import BernoulliForward, GaussianForward
+from numpyro_diffusion.forward import (
+    AbstractForward,
+    BernoulliForward,
+    GaussianForward,
+)
 from numpyro_diffusion.forward.base import check_events
 from numpyro_diffusion.reverse.base import AbstractReverse, ReverseStep
 
-__all__ = ["BinaryPatternsReverse", "GaussianReverse", "MixtureReverse"]
+__all__ = ["GaussianReverse", "MixtureReverse", "PatternsReverse"]
 
 _GAUSSIAN_FIELDS = ("forward", "mean", "eigenvalues", "eigenvectors")
 
@@ -221,75 +225,80 @@ class MixtureReverse(AbstractReverse):
         return log_weights, means, self.scales**2 * noise / total
 
 
-class BinaryPatternsReverse(AbstractReverse):
-    """Exact reversal for data that are one of finitely many binary patterns.
+class PatternsReverse(AbstractReverse):
+    """Exact reversal for data that are one of finitely many patterns: of bits, of letters.
 
-    Its transitions are mixtures, over the patterns, of factorised bridges. For the best
-    *factorised* reversal, wrap its denoiser:
-    `DenoisingReverse(forward, exact.denoise, DataPrediction())`.
+    Its transitions are mixtures, over the patterns, of factorised bridges.
 
     Attributes:
-        forward: The forward process.
+        forward: The forward process, whose entries take finitely many values.
         weights: Shape (num_patterns,), positive, summing to one.
-        patterns: Zeros and ones, shape (num_patterns, dim).
+        patterns: Events, shape (num_patterns, *event).
 
     Raises:
-        TypeError: An argument is of another kind.
+        TypeError: An argument is of another kind, or the process is over real numbers.
         ValueError: A shape is another one, the weights are not positive and one in all, or
-            a pattern has other entries.
+            a pattern has entries that the process cannot carry.
     """
 
-    forward: BernoulliForward
+    forward: AbstractForward
     weights: Float[Array, " num_patterns"]
-    patterns: Float[Array, "num_patterns dim"]
+    patterns: Num[Array, "num_patterns *event"]
 
     def __check_init__(self) -> None:
-        caller = "BinaryPatternsReverse"
-        _check_forward(caller, self.forward, BernoulliForward)
+        caller = "PatternsReverse"
+        _check_forward(caller, self.forward, AbstractForward, BernoulliForward)
+        if self.forward.values is None:
+            raise TypeError(
+                f"{caller}: forward must be a process whose entries take finitely many "
+                f"values, got {type(self.forward).__name__}."
+            )
         checked_weights(caller, "weights", self.weights)
         patterns = self.patterns
-        checked_array(caller, "patterns", patterns, shape="(num_patterns, dim)", ndim=2)
-        shape = (len(self.weights), jnp.shape(patterns)[1])
+        shape = "(num_patterns, *event)"
+        checked_array(caller, "patterns", patterns, shape=shape, least_ndim=2)
+        shape = (len(self.weights), *jnp.shape(patterns)[1:])
         _check_shapes(caller, patterns=(patterns, shape))
         if not is_traced(patterns):
             self.forward.check(f"{caller}: patterns", np.asarray(patterns))
 
-    def denoise(self, x_t: Num[Array, " dim"], t: ArrayLike) -> Float[Array, " dim"]:
-        return jax.nn.softmax(self._log_weights(x_t, t)) @ self.patterns
+    def denoise(self, x_t: Num[Array, "*event"], t: ArrayLike) -> Float[Array, "..."]:
+        return self._mean(self._log_weights(x_t, t))
 
     def denoising_variance(self, t: ArrayLike) -> Float[Array, ""]:
-        """An upper bound: the variance of a bit under the data law, averaged."""
-        mean = self.weights @ self.patterns
+        """An upper bound: the variance of an entry under the data law, averaged."""
+        mean = jnp.tensordot(self.weights, self.forward.embed(self.patterns), 1)
         return jnp.mean(mean * (1.0 - mean)) * self.forward.schedule.noise(t)
 
     def step(
-        self, x_t: Num[Array, " dim"], *, t: ArrayLike, s: ArrayLike
+        self, x_t: Num[Array, "*event"], *, t: ArrayLike, s: ArrayLike
     ) -> ReverseStep:
         _check_times(self, x_t, t=t, s=s)
-
-        def bridge(pattern: Array) -> Array:
-            law = self.forward.posterior(x_t, pattern, s=s, t=t)
-            return law.mean
-
         log_weights = self._log_weights(x_t, t)
+        seen = jnp.broadcast_to(x_t, self.patterns.shape)
+        bridges: Any = self.forward.posterior(seen, self.patterns, s=s, t=t)
         law = dist.MixtureSameFamily(
-            dist.Categorical(logits=log_weights),
-            dist.BernoulliProbs(jax.vmap(bridge)(self.patterns)).to_event(1),
+            dist.Categorical(logits=log_weights), bridges.base_dist.to_event(x_t.ndim)
         )
-        return ReverseStep(jax.nn.softmax(log_weights) @ self.patterns, law)
+        return ReverseStep(self._mean(log_weights), law)
+
+    def _mean(self, log_weights: Array) -> Float[Array, "..."]:
+        embedded = self.forward.embed(self.patterns)
+        return jnp.tensordot(jax.nn.softmax(log_weights), embedded, 1)
 
     def _log_weights(self, x_t: Array, t: ArrayLike) -> Float[Array, " num_patterns"]:
         _check_event(self, x_t, t, self.patterns[0])
-
-        def log_likelihood(pattern: Array) -> Array:
-            p = self.forward.marginal(pattern, t).mean
-            return jnp.sum(jnp.log(jnp.where(x_t > 0.5, p, 1.0 - p)))
-
-        return jnp.log(self.weights) + jax.vmap(log_likelihood)(self.patterns)
+        law: Any = self.forward.marginal(self.patterns, t)
+        seen = jnp.broadcast_to(x_t, self.patterns.shape)
+        log_likelihoods = law.base_dist.to_event(x_t.ndim).log_prob(seen)
+        return jnp.log(self.weights) + log_likelihoods
 
 
-def _check_forward(caller: str, forward: Any, kind: type) -> None:
-    checked_instance(caller, "forward", forward, kind, f"{kind.__name__}(schedule)")
+def _check_forward(
+    caller: str, forward: Any, kind: type, example: type | None = None
+) -> None:
+    name = (kind if example is None else example).__name__
+    checked_instance(caller, "forward", forward, kind, f"{name}(schedule)")
 
 
 def _check_shapes(caller: str, **arrays: tuple[Any, tuple[int, ...]]) -> None:

@@ -29,10 +29,11 @@ class DenoisingReverse(AbstractTrainableReverse):
 
     Attributes:
         forward: The forward process that the network undoes.
-        network: Any callable `(x_t, t) -> array` on one embedded event, of its shape.
+        network: Any callable `(x_t, t) -> array` on one embedded event, of its shape: of K
+            values that is one row of K numbers per entry.
         prediction: What the network is called with and what its output means. By default
-            `VelocityPrediction` for Gaussian and `LogitPrediction` for Bernoulli
-            diffusion.
+            `VelocityPrediction` over real numbers and `LogitPrediction` over bits and
+            other values.
         error: Measured denoising error, which widens Gaussian transitions by what the
             network cannot know. Without it (before training) the last step to t = 0
             has no width at all: draws are fine there, densities are not, and particle
@@ -73,8 +74,8 @@ class DenoisingReverse(AbstractTrainableReverse):
             raise TypeError(
                 f"DenoisingReverse: {type(prediction).__name__} does not fit "
                 f"{type(forward).__name__} with {type(forward.schedule).__name__}; "
-                "VelocityPrediction is for Gaussian and LogitPrediction for Bernoulli "
-                "diffusion, DataPrediction for both. What divides by the signal, as "
+                "VelocityPrediction is for real numbers, LogitPrediction for bits and "
+                "other values, DataPrediction for both. What divides by the signal, as "
                 "EpsilonPrediction does, wants a schedule that leaves some at t = 1."
             )
         self.forward = forward

@@ -1,16 +1,14 @@
 """What a network's output means."""
 
 import abc
-from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num
 
-from numpyro_diffusion.forward import AbstractForward, as_float
+from numpyro_diffusion.forward import AbstractForward
 
 __all__ = [
     "AbstractPrediction",
@@ -58,39 +56,35 @@ class AbstractPrediction(eqx.Module):
 
 
 class LogitPrediction(AbstractPrediction):
-    """For bits: the output is added to the log-odds that x_t's own bit gives for x_0.
+    """For bits and other values: logits, added to what x_t's own entry says of x_0.
 
-    At t = 0 the bit's own evidence is infinite and the denoiser the identity. The forward
-    process must have `evidence`, as `BernoulliForward` has.
+    A network has one output per bit, or one per entry and value. At t = 0 the entry's own
+    evidence is infinite and the denoiser the identity; of an absorbing process it is so at
+    all times, where the entry is not masked.
     """
 
     def fits(self, forward: AbstractForward) -> bool:
-        return hasattr(forward, "evidence")
+        return forward.values is not None
 
     def denoise(
         self,
         forward: AbstractForward,
-        output: Float[Array, "*event"],
+        output: Float[Array, "..."],
         x_t: Num[Array, "*event"],
         t: ArrayLike,
-    ) -> Float[Array, "*event"]:
-        return jax.nn.sigmoid(self._logits(forward, output, x_t, t))
+    ) -> Float[Array, "..."]:
+        return forward.decode(output + forward.evidence(x_t, t))
 
     def loss(
         self,
         forward: AbstractForward,
-        output: Float[Array, "*event"],
+        output: Float[Array, "..."],
         x0: Num[Array, "*event"],
         x_t: Num[Array, "*event"],
         t: ArrayLike,
     ) -> Float[Array, ""]:
-        logits = self._logits(forward, output, x_t, t)
-        return jnp.mean(jax.nn.softplus(logits) - as_float(x0) * logits)
-
-    def _logits(
-        self, forward: Any, output: Array, x_t: Array, t: ArrayLike
-    ) -> Float[Array, "*event"]:
-        return output + forward.evidence(x_t, t)
+        logits = output + forward.evidence(x_t, t)
+        return jnp.mean(forward.cross_entropy(x0, logits))
 
 
 def check_unit_variance(caller: str, data: np.ndarray) -> None:

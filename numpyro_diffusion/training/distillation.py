@@ -75,6 +75,7 @@ def distill(
     Raises:
         TypeError: `prior` is none, is over bits, or its process has no network; or the
             prior is under a context and `contexts` are missing.
+        FloatingPointError: The map did not come to a finite error.
         ValueError: A number is not positive, `metric` is another word, or contexts are not
             as the prior's.
 
@@ -140,6 +141,11 @@ def distill(
     )
     # The error that is stated is one of entries in any case.
     error = float(jnp.sqrt(_loss_in_parts(few_steps, (*held[:3], None))))
+    if not np.isfinite(error):
+        raise FloatingPointError(
+            f"distill: the map must come to a finite error, got {error} after "
+            f"{num_train_steps} steps; train with a smaller learning_rate than {rate:g}."
+        )
     context = reverse.context
     student = few_steps.reverse if context is None else few_steps.reverse.given(context)
     config = {**prior.to_config(), "few_steps": FewStepMap(student, num_steps, error)}

@@ -60,6 +60,7 @@ def prior_sampler(key, data):
     return {"x": jax.random.normal(key, (NUM_DRAWS, 2))}
 
 
+@pytest.mark.gate
 def test_a_sampler_that_ignores_the_data_is_found_by_references_that_follow_them():
     simulate = model_simulator(model, ("y",))
     blind = calibration_runs(jax.random.key(0), simulate, prior_sampler, 1000)

@@ -29,6 +29,7 @@ WRONG = {
 }
 
 
+@pytest.mark.gate
 def test_the_statistic_is_that_of_the_kernels_derivatives():
     x, scale = LAW.sample(jax.random.key(0), (7,)), 0.8
     s = SCORE(x)
@@ -69,6 +70,7 @@ def test_p_values_are_uniform_for_exact_draws():
     assert kstest(p, "uniform").pvalue > 1e-3
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("name", WRONG)
 def test_control_wrong_draws_are_rejected(name):
     x = WRONG[name].sample(jax.random.key(2), (400,))
@@ -123,6 +125,7 @@ def test_the_posteriors_score_in_closed_form():
         np.testing.assert_allclose(found[i], expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.gate
 def test_a_posteriors_exact_draws_pass_and_the_priors_are_rejected():
     y = jnp.array([[1.0], [0.0], [-2.0]])
     sigma = 0.4

@@ -35,6 +35,7 @@ def test_every_example_is_tested():
         "count_photons",
         "deblur_digits",
         "disease_map",
+        "infill_text",
         "inpaint_digits",
         "inpaint_mnist",
         "mnist_classes",
@@ -297,3 +298,37 @@ def test_torch_network(monkeypatch):
     draws = load_example("torch_network").main()
     assert draws["x"].shape == (4, 5, 2)
     assert np.all(np.isfinite(draws["x"]))
+
+
+@pytest.mark.slow
+def test_infill_text(tmp_path, capsys):
+    module = load_example("infill_text")
+    idata = module.main(
+        num_train_steps=2,
+        width=8,
+        num_particles=8,
+        num_warmup=2,
+        num_samples=4,
+        out=tmp_path,
+        progress_bar=False,
+    )
+    assert idata.posterior["text"].shape == (4, 4, module.LENGTH)
+    assert idata.posterior["text"].dims[2:] == ("place",)
+    out = capsys.readouterr().out
+    assert "three hundred seventy-four" in out
+    assert (tmp_path / "infill_text.png").exists()
+
+
+def test_the_posterior_of_a_smudged_number_is_that_of_its_words():
+    module = load_example("infill_text")
+    assert [module.in_words(n) for n in (0, 13, 40, 99, 100, 374)] == [
+        *("zero", "thirteen", "forty", "ninety-nine", "one hundred"),
+        "three hundred seventy-four",
+    ]
+    assert module.decode(module.encode("ninety-nine")) == "ninety-nine"
+    # One letter read: right with 0.9 where it stands, wrong with 0.1 / 20 elsewhere.
+    is_read = np.arange(module.LENGTH) == 0
+    posterior, log_evidence = module.exact_posterior(module.encode("z"), is_read)
+    total = 0.9 + 999 * 0.1 / 20
+    np.testing.assert_allclose(posterior[0], 0.9 / total, rtol=1e-12)
+    np.testing.assert_allclose(log_evidence, np.log(total / 1000), rtol=1e-12)

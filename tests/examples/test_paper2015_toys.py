@@ -47,6 +47,7 @@ def test_heartbeat(script, tmp_path):
     assert (tmp_path / "heartbeat.png").stat().st_size > 1000
 
 
+@pytest.mark.gate
 def test_untied_readouts_are_the_tied_ones(script):
     heartbeat = script("heartbeat")
     num_steps = 7

@@ -105,6 +105,7 @@ def test_states_are_drawn_with_their_frequencies():
     assert np.abs(np.bincount(draws[:, 0], minlength=3) / num - LAWS[1]).max() > 0.2
 
 
+@pytest.mark.gate
 def test_states_given_data_agree_with_enumeration():
     """An observation of the sum ties the two entries together."""
     prior, noise, seen = nd.DiffusionPrior(STATES, (2,), num_steps=7), 0.7, 3.2

@@ -188,6 +188,7 @@ def test_gaussian_entropy_and_kl_match_quadrature():
     np.testing.assert_allclose(q.entropy(), 0.5 * np.log(2 * np.pi * np.e * sigma2))
 
 
+@pytest.mark.gate
 def test_gaussian_kl_to_a_full_covariance():
     forward = GaussianForward(cosine())
     q = forward.marginal(jnp.array([0.9, -0.2]), 0.4)

@@ -52,6 +52,7 @@ def squares():
 SQUARES = over_line(lambda x: norm.logpdf(1.5, x**2, 0.05))
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("t", [0.2, 0.7, 1.0])
 def test_twist_is_the_likelihood_averaged(t):
     """y ~ N(x_0, 2): wide enough to be trusted at once."""
@@ -66,6 +67,7 @@ def test_twist_is_the_likelihood_averaged(t):
     np.testing.assert_allclose(tilted.log_twist, expected, atol=5 * 0.6 / 4000**0.5)
 
 
+@pytest.mark.gate
 def test_the_prior_is_proposed():
     guidance = nd.guidance.Averaged()
     tilted = guidance.step(NORMAL, squares_of, jnp.ones((2, 1, 1)), t=0.5, s=0.4)
@@ -143,7 +145,7 @@ def test_evidence_of_bits_is_that_of_enumeration():
     rates = jnp.array([0.2, 0.5, 0.7])
     forward = nd.BernoulliForward(nd.schedules.cosine())
     bits, weights = all_bits(rates)
-    reverse = nd.analytic.BinaryPatternsReverse(forward, weights, bits)
+    reverse = nd.analytic.PatternsReverse(forward, weights, bits)
     prior = nd.DiffusionPrior(reverse, (3,), 10)
 
     def model():

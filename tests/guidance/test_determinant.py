@@ -55,6 +55,7 @@ IDENTITY = np.eye(NUM)
 DIAGONAL = np.diag(RNG.uniform(0.1, 2.0, NUM))
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize(
     ("h", "v", "shape"),
     [
@@ -88,6 +89,7 @@ def test_structures_are_exact(h, v, shape, single):
     np.testing.assert_allclose(ours, expected, rtol=2e-3 if single else 1e-8)
 
 
+@pytest.mark.gate
 def test_proportional_curvature_under_variances_that_differ():
     """One matrix serves all problems only where V is a multiple of I; control: it is not.
 
@@ -101,6 +103,7 @@ def test_proportional_curvature_under_variances_that_differ():
     assert np.all(np.abs(exact(h, first) - exact(h, v)) > 1.0)
 
 
+@pytest.mark.gate
 def test_chains_side_by_side_have_the_determinants_of_each():
     """Those of which one has no structure as well."""
     h = np.stack([[of_rank(2), of_rank(2)], [CORRELATED, of_rank(3)]])
@@ -148,6 +151,7 @@ def test_negative_curvature_and_what_is_no_number_are_left_out():
     np.testing.assert_allclose(ours, expected, rtol=1e-10)
 
 
+@pytest.mark.gate
 def test_as_many_like_observations_count_as_there_are():
     """The twist is the density of the data; the control counts them all as one."""
     reverse = GaussianReverse(GaussianForward(cosine()), jnp.zeros(2), jnp.eye(2))

@@ -30,6 +30,7 @@ def stepped(x_t, best=BEST):
     return g.DPS(best, zeta * SIGMA).step(REVERSE, linear, x_t, t=0.5, s=0.4)
 
 
+@pytest.mark.gate
 def test_the_step_is_the_papers(getkey):
     x_t = jr.normal(getkey(), (1, 1, 3))
     norm = lambda x: jnp.linalg.norm(Y - OPERATOR @ REVERSE.denoise(x, 0.5))
@@ -43,6 +44,7 @@ def test_the_step_is_the_papers(getkey):
     assert jnp.max(jnp.abs(mean - wrong)) > 0.01
 
 
+@pytest.mark.gate
 def test_a_problem_does_not_see_its_batch(getkey):
     x_t = jr.normal(getkey(), (4, 1, 3))
     other = x_t.at[1:].multiply(100.0)
@@ -57,6 +59,7 @@ def test_a_perfect_fit_that_is_not_the_best_is_refused(getkey):
         stepped(jr.normal(getkey(), (1, 1, 3)), BEST - 1e6)
 
 
+@pytest.mark.gate
 def test_a_best_for_each_problem_serves_all_of_its_particles(getkey):
     """Particle after particle, as particle methods lay out their rows."""
     x_t, best = jr.normal(getkey(), (6, 1, 3)), BEST + jnp.array([0.0, 50.0])

@@ -20,9 +20,9 @@ from numpyro_diffusion.guidance.base import over_stack
 from numpyro_diffusion.guidance.values import tilted_values
 from numpyro_diffusion.reverse import DenoisingError
 from numpyro_diffusion.reverse.analytic import (
-    BinaryPatternsReverse,
     GaussianReverse,
     MixtureReverse,
+    PatternsReverse,
 )
 from numpyro_diffusion.schedules import AbstractSchedule, cosine, signal_linear
 
@@ -103,6 +103,7 @@ def test_tilted_bit_of_checklist_15():
     np.testing.assert_allclose(log_mean, jnp.log(0.34), rtol=1e-12)
 
 
+@pytest.mark.gate
 def test_one_gaussian_step_is_shifted_or_multiplied():
     reverse, x_t = standard(2), jnp.array([[[0.4, -1.3]]])
     law = reverse.transition(x_t[0, 0], t=0.5, s=0.3)
@@ -122,7 +123,7 @@ def test_one_gaussian_step_is_shifted_or_multiplied():
 
 def test_bits_step_of_product():
     patterns = jnp.array([[1.0, 0, 1], [0, 1, 1], [1, 1, 0]])
-    exact = BinaryPatternsReverse(
+    exact = PatternsReverse(
         BernoulliForward(cosine()), jnp.array([0.2, 0.5, 0.3]), patterns
     )
     reverse = DenoisingReverse(exact.forward, exact.denoise, DataPrediction())
@@ -174,7 +175,7 @@ def test_where_nothing_is_observed_the_prior_comes_back(guidance):
 
 
 def test_mean_shift_refuses_bits():
-    reverse = BinaryPatternsReverse(
+    reverse = PatternsReverse(
         BernoulliForward(cosine()), jnp.array([1.0]), jnp.array([[1.0, 0.0]])
     )
     with pytest.raises(TypeError, match="MeanShift: bits have no mean"):
@@ -214,6 +215,7 @@ def test_denoising_numbers(guidance, sigma_d, mean, variance):
     assert not agrees(other, (mean, variance))
 
 
+@pytest.mark.gate
 def test_constant_guide_tends_to_the_squared_likelihood_and_expected_does_not():
     """The bias does not vanish with the step; the correction's error does."""
     biased = chain_moments(standard(), g.Product(), observed_one(1.0), 1, 4000)
@@ -273,6 +275,7 @@ def exact_condition(reverse, x_t, t):
     return mean, law.log_prob(Y)
 
 
+@pytest.mark.gate
 def test_tweedie_is_exact_conditioning(getkey):
     reverse, points = gaussian(), jr.normal(getkey(), (2, 3))
     for t in jnp.array([0.01, 0.3, 0.7, 0.98]):
@@ -287,6 +290,7 @@ def test_tweedie_is_exact_conditioning(getkey):
         )
 
 
+@pytest.mark.gate
 def test_with_its_determinant_the_twist_is_the_density_of_the_data(getkey):
     """For a mixture the covariance of x_0 given x_t varies, and so does the factor."""
     weights, means = (
@@ -321,6 +325,7 @@ def test_a_guide_that_is_differentiated_refuses_the_determinant():
         g.ExpectedGuide(g.MomentMatching(determinant=True))
 
 
+@pytest.mark.gate
 def test_default_tolerance_and_control_of_scale():
     reverse, x = gaussian(), jnp.array([0.3, -0.2, 1.0])
     mean, _ = exact_condition(reverse, x, 0.5)
@@ -432,6 +437,7 @@ def test_steps_that_overshoot_are_halved():
     np.testing.assert_allclose(twist, maxima, atol=1e-4)
 
 
+@pytest.mark.gate
 def test_no_step_ends_lower_than_it_began():
     """Heavy tails far from the data: slopes alone let a step jump over the peak."""
     forward = GaussianForward(cosine())
@@ -469,6 +475,7 @@ def test_the_twist_of_a_nonlinear_likelihood_is_differentiable_twice(getkey):
     check_grads(jax.jit(twist), (x,), order=2, rtol=1e-3)
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize(
     "guidance",
     [

@@ -25,6 +25,7 @@ def squares(y):
     numpyro.sample("y", dist.Normal(x**2, SIGMA).to_event(1), obs=y)
 
 
+@pytest.mark.gate
 def test_curvature_of_a_model_is_its_fisher_information():
     """J^T F J for what has one, scaled and masked; the Hessian for what has none."""
 
@@ -99,6 +100,7 @@ def product(y):
     numpyro.sample("y", dist.Normal(x * z, SIGMA).to_event(1), obs=y)
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("room", ["block", "whole"])
 def test_sites_that_move_jointly_have_one_information(room):
     if room == "block":

@@ -221,7 +221,7 @@ def test_guidance_alone_is_calibrated_for_one_gaussian_and_not_for_three():
 
 PATTERNS = jnp.asarray(nd.datasets.heartbeat_patterns(), float)
 HEARTBEAT = nd.DiffusionPrior(
-    nd.analytic.BinaryPatternsReverse(
+    nd.analytic.PatternsReverse(
         nd.BernoulliForward(nd.schedules.signal_linear(), 0.2),
         jnp.full(5, 0.2),
         PATTERNS,

@@ -77,6 +77,7 @@ def z_scores(path):
     return np.abs(terms.mean(0) / (terms.std(0) / np.sqrt(len(terms))))
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize(
     ("guidance", "num_particles", "below"),
     [
@@ -97,6 +98,7 @@ def test_the_posterior_over_trajectories_stays_invariant(
     assert np.all((draw.ess >= 1.0) & (draw.ess <= num_particles + 1e-9))
 
 
+@pytest.mark.gate
 def test_control_another_posterior_is_rejected():
     """The squared likelihood, after one sweep from the right law."""
     squared = lambda stack: 2.0 * log_likelihood(stack)
@@ -104,6 +106,7 @@ def test_control_another_posterior_is_rejected():
     assert z_scores(draw.path).max() > 2 * LIMIT
 
 
+@pytest.mark.gate
 def test_control_a_sweep_that_always_moves_is_rejected(monkeypatch):
     choose = jax.random.categorical
     away = lambda key, weights, axis=0: 1 + choose(key, weights[1:], axis=axis)
@@ -112,6 +115,7 @@ def test_control_a_sweep_that_always_moves_is_rejected(monkeypatch):
     assert z_scores(draw.path).max() > 2 * LIMIT
 
 
+@pytest.mark.gate
 def test_control_a_given_trajectory_that_is_not_held_is_rejected(monkeypatch):
     """Three fresh particles instead: too few for a posterior of their own."""
     monkeypatch.setattr(smc_room, "held", lambda x, reference: x)
@@ -139,6 +143,7 @@ def with_another_current_evidence(monkeypatch, evidence):
     monkeypatch.setattr(room, "_drawn", wrong)
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize(("num_particles", "below"), [(2, 1.0), (8, 0.5)])
 def test_independent_proposals_leave_the_posterior_invariant(num_particles, below):
     draw = after_a_proposal(num_particles, below)
@@ -147,6 +152,7 @@ def test_independent_proposals_leave_the_posterior_invariant(num_particles, belo
     assert np.all(draw.moved[draw.jumped])
 
 
+@pytest.mark.gate
 def test_control_proposals_that_are_all_taken_are_rejected(monkeypatch):
     with_another_current_evidence(monkeypatch, lambda found: found - 1e6)
     draw = after_a_proposal(2)
@@ -194,6 +200,7 @@ def test_a_run_that_finds_nothing_is_not_taken(likelihood_of_none):
     np.testing.assert_array_equal(draw.path, path)
 
 
+@pytest.mark.gate
 def test_a_start_is_left_whatever_it_is_worth(monkeypatch):
     """As from where proposals never come, at which the current estimate is endless."""
     with_another_current_evidence(monkeypatch, lambda found: found + 1e6)
@@ -205,6 +212,7 @@ def test_a_start_is_left_whatever_it_is_worth(monkeypatch):
     assert not draw(False).jumped.any()
 
 
+@pytest.mark.gate
 def test_runs_side_by_side_do_not_hear_of_each_other():
     """Beside two given trajectories, the runs of their own are the same."""
     path = exact_paths(2)
@@ -219,6 +227,7 @@ def test_runs_side_by_side_do_not_hear_of_each_other():
     assert np.any(first.path[:, 1] != second.path[:, 1])
 
 
+@pytest.mark.gate
 def test_a_problem_that_does_not_move_keeps_x0_and_its_path():
     path = exact_paths(200)
     draw = sweep(path, UNTWISTED, 4, 1.0)

@@ -29,6 +29,7 @@ def model(y):
 SMC = nd.infer.TwistedSMC(model, num_particles=64)
 
 
+@pytest.mark.gate
 def test_the_trace_ends_at_the_estimate():
     posterior = SMC.run(jax.random.key(0), Y)
     found = evidence_trace(posterior)
@@ -40,6 +41,7 @@ def test_the_trace_ends_at_the_estimate():
     np.testing.assert_allclose(found["ess"][0], 64.0, rtol=1e-6)
 
 
+@pytest.mark.gate
 def test_the_mean_of_runs_is_the_evidence():
     # By default the twist is exact here, and no run has an error.
     scattered = nd.infer.TwistedSMC(

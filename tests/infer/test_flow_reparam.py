@@ -123,6 +123,7 @@ def test_nuts_has_the_closed_form_posterior_in_a_plate():
     assert posterior_z_scores(draws["x"]).max() < LIMIT
 
 
+@pytest.mark.gate
 def test_control_a_map_of_one_step_has_another_posterior():
     draws = nuts(reparam_diffusion(plated, FlowReparam(1)), Y)
     assert posterior_z_scores(draws["x"]).max() > 2 * LIMIT
@@ -180,6 +181,7 @@ def test_several_sites_of_several_shapes():
     assert np.abs(mean_z_scores(found, mean)).max() < LIMIT
 
 
+@pytest.mark.gate
 def test_a_guide_finds_the_mean_of_a_gaussian_posterior():
     """Mean-field misses the correlation but not the mean; 10 % of the posterior sd."""
     model = reparam_diffusion(plated)
@@ -224,6 +226,7 @@ def plated_pair():
         numpyro.sample("x", GAUSSIAN)
 
 
+@pytest.mark.gate
 def test_encoded_draws_are_unconstrained_starts_of_the_same_values():
     """The kinds of support that NUTS meets, for two chains in two modes."""
     modes = nd.analytic.MixtureReverse(
@@ -264,6 +267,7 @@ def test_encoded_draws_are_unconstrained_starts_of_the_same_values():
     np.testing.assert_allclose(back["k"], draws["k"], rtol=1e-12)
 
 
+@pytest.mark.gate
 def test_a_chain_starts_at_the_encoded_draw():
     """With steps too small to go anywhere."""
     x = jnp.array([[1.5, 0.3], [-1.0, -2.0]])
@@ -289,6 +293,7 @@ def cosine_matrix(side):
     return matrix
 
 
+@pytest.mark.gate
 def test_noise_in_cosine_modes_is_the_same_noise_turned():
     network = lambda x, t: 0.3 * jnp.tanh(x + jnp.arange(4.0))
     prior = nd.DiffusionPrior(nd.DenoisingReverse(FORWARD, network), (3, 4))
@@ -308,6 +313,7 @@ def test_noise_in_cosine_modes_is_the_same_noise_turned():
     np.testing.assert_allclose(back, z, atol=5e-3)
 
 
+@pytest.mark.gate
 def test_noise_in_cosine_modes_has_the_same_posterior_at_fewer_leaps():
     """A smooth line of 24 points under one unknown level, seen in little noise.
 
@@ -417,7 +423,7 @@ def test_the_priors_density_is_never_evaluated(monkeypatch):
 
 def test_observed_sites_and_bits_stay_as_they_are():
     bits = nd.DiffusionPrior(
-        nd.analytic.BinaryPatternsReverse(
+        nd.analytic.PatternsReverse(
             nd.BernoulliForward(nd.schedules.signal_linear()),
             jnp.ones(1),
             jnp.ones((1, 2)),
@@ -501,6 +507,7 @@ def test_eager_runs_of_a_model_trace_the_network_once():
 # Keeping a run
 
 
+@pytest.mark.gate
 def test_a_run_through_the_flow_can_be_pickled():
     """A function inside `reparam_diffusion` could not be, nor any MCMC that held it."""
     model = reparam_diffusion(plated, FlowReparam(num_steps=5))

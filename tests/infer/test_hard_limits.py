@@ -38,6 +38,7 @@ def rooted(y):
     numpyro.factor("y", jnp.where(x >= 0.0, undefined, -jnp.inf))
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize(
     "guidance",
     [*MATCHING, g.Unguided(), g.Unguided(power=None), g.DPS(0.0)],
@@ -58,6 +59,7 @@ def test_a_box(guidance):
     )
 
 
+@pytest.mark.gate
 def test_a_likelihood_that_is_undefined_for_half_of_the_prior():
     posterior = TwistedSMC(rooted, num_particles=4096).run(jr.key(0), 0.8)
     grid = np.linspace(0.0, 8.0, 80_001)
@@ -107,6 +109,7 @@ def test_what_is_no_number_under_a_mask_does_not_matter(model, guidance):
     assert np.all(np.abs(x.mean(0) - MEAN) < 5.0 * x.std(0) / np.sqrt(num))
 
 
+@pytest.mark.gate
 def test_dps_does_not_see_what_is_under_a_mask():
     """Its evidence is too rough for a closed form: against another value there."""
     smc = TwistedSMC(masked_law, num_particles=64, guidance=g.DPS(PERFECT, 0.3))

@@ -82,6 +82,7 @@ def smc(num_particles=4000, seed=0):
 LIMIT = 4.5
 
 
+@pytest.mark.gate
 def test_twisted_smc_carries_a_context_for_each_particle():
     run = smc()
     error = float(run.log_evidence_error)
@@ -94,6 +95,7 @@ def test_twisted_smc_carries_a_context_for_each_particle():
     assert off(draws["x"], X_MEAN, SCALE**2, worth) < LIMIT
 
 
+@pytest.mark.gate
 def test_control_particles_that_share_one_context_are_wrong(monkeypatch):
     """As if the prior were under the first context that was met."""
     monkeypatch.setattr(Problem, "reverse_given", None)
@@ -102,6 +104,7 @@ def test_control_particles_that_share_one_context_are_wrong(monkeypatch):
     assert abs(float(run.log_evidence) - EVIDENCE) > 2 * LIMIT * error
 
 
+@pytest.mark.gate
 def test_batches_of_particles_see_their_own_contexts():
     """The same run, a fourth of the particles at a time."""
     run = lambda batch: nd.infer.TwistedSMC(
@@ -209,6 +212,7 @@ def test_particle_gibbs_hands_the_trajectory_to_other_blocks():
     assert off(draws["x"], X_MEAN, SCALE**2, 200) < LIMIT
 
 
+@pytest.mark.gate
 def test_the_density_of_a_trajectory():
     """By hand, over steps; and units change it by their Jacobian at each time."""
     from numpyro_diffusion.prior.path import ChainPath
@@ -258,6 +262,7 @@ def frequencies(kinds):
     return np.bincount(np.asarray(kinds).ravel(), minlength=3) / np.size(kinds)
 
 
+@pytest.mark.gate
 def test_a_class_has_the_posterior_of_its_evidences():
     run = nd.infer.TwistedSMC(by_class, num_particles=4000).run(jax.random.key(0), Y)
     assert abs(float(run.log_evidence) - np.log(OF_CLASS.sum())) < max(
@@ -393,6 +398,7 @@ def test_a_latent_that_changes_more_than_the_context_is_refused(run):
         run()
 
 
+@pytest.mark.gate
 def test_a_block_without_a_latent_to_propose_is_refused():
     alone = lambda y: numpyro.sample(
         "y",
@@ -405,6 +411,7 @@ def test_a_block_without_a_latent_to_propose_is_refused():
         chains(nd.infer.ParticleMarginal(alone), Y, 1, 1)
 
 
+@pytest.mark.gate
 def test_a_latent_with_endless_values_is_refused():
     def counted(y):
         n = numpyro.sample("n", dist.Poisson(3.0))

@@ -260,7 +260,7 @@ def test_binary_patterns_by_enumeration():
     )
     weights = jnp.array([0.5, 0.3, 0.2])
     forward = nd.BernoulliForward(nd.schedules.signal_linear(), 1 / 3)
-    reverse = nd.analytic.BinaryPatternsReverse(forward, weights, patterns)
+    reverse = nd.analytic.PatternsReverse(forward, weights, patterns)
     prior = nd.DiffusionPrior(reverse, (6,), num_steps=10)
     y, sigma = jnp.array([0.7, 0.4, 0.2, 0.5, 0.5, 0.3]), 0.8
 
@@ -388,6 +388,7 @@ def test_chains_as_one_array_are_refused_with_what_works_instead():
     assert not np.allclose(draws[0], draws[1])
 
 
+@pytest.mark.gate
 def test_progress_line_names_moves_and_particles():
     kernel = nd.infer.ParticleGibbs(plated_model, num_particles=4)
     state = kernel.init(jax.random.key(0), 0, None, (Y,), {})

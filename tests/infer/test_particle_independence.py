@@ -146,6 +146,7 @@ def test_beside_nuts_the_scale_has_the_law_of_quadrature():
     assert np.abs(found).max() < LIMIT
 
 
+@pytest.mark.gate
 def test_jumps_are_counted_where_they_are_due():
     kernel = KERNELS["every-second-sweep"](4)
     state = kernel.init(jax.random.key(0), 0, None, (Y,), {})
@@ -179,6 +180,7 @@ def test_bad_arguments_are_named(arguments, message):
         nd.infer.ParticleIndependence(plated_model, **arguments)
 
 
+@pytest.mark.gate
 def test_without_refreshes_none_is_tried():
     kernel = nd.infer.ParticleGibbs(plated_model, num_particles=2, refresh_share=0.0)
     mcmc = MCMC(kernel, num_warmup=1, num_samples=2, progress_bar=False)

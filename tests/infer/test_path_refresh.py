@@ -72,12 +72,14 @@ def scores(paths, level=0):
     )
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("level", [0, 1, 3])
 def test_the_law_given_x_k_stays_invariant(level):
     # 8 scores at most: fails by luck once in 10,000 seeds.
     assert scores(run(level=level), level).max() < 4.5
 
 
+@pytest.mark.gate
 def test_passes_at_several_levels_leave_what_lies_below_each():
     """Counts, and which levels of the path have changed, for chances of one level each."""
     path = jnp.full((len(GRID), 2, 1, 1), X0)

@@ -193,6 +193,7 @@ def test_latents_without_a_value_are_named():
         beside.init(jax.random.key(0), 0, None, (jnp.ones(1),), {})
 
 
+@pytest.mark.gate
 def test_a_plate_whose_size_is_an_integer_of_numpy():
     def model(n, y):
         with numpyro.plate("n", n):
@@ -203,6 +204,7 @@ def test_a_plate_whose_size_is_an_integer_of_numpy():
     assert smc.run(jax.random.key(0), np.int64(3), DATA).log_evidence.shape == (3,)
 
 
+@pytest.mark.gate
 def test_plates_name_the_dimensions_of_arviz():
     """The plate's name was dropped where the event's dimensions had none."""
     smc = nd.infer.TwistedSMC(permuted, num_particles=16)

@@ -76,6 +76,7 @@ def refreshed(num_sweeps=4):
     return jax.jit(lambda: jax.lax.scan(sweep, start, keys)[0])()
 
 
+@pytest.mark.gate
 def test_the_law_of_the_chain_stays_invariant():
     path, ladder = refreshed()
     assert z_scores(path).max() < LIMIT

@@ -60,6 +60,7 @@ def moved(moves, gains, look=look, times=1, name="gain"):
     return np.asarray(others[name])
 
 
+@pytest.mark.gate
 def test_moves_leave_the_target_as_it_is():
     gains = POSTERIOR.rvs(NUM, random_state=0)
     found = moved(walk(3), gains)
@@ -95,6 +96,7 @@ def test_the_jacobian_of_a_bijection_counts():
     assert kstest(forgot, half).pvalue < 1e-6
 
 
+@pytest.mark.gate
 def test_an_undefined_twist_is_neither_left_nor_gone_to():
     gains = np.linspace(-1.0, 1.0, 100)
     one_side = lambda others: jnp.where(others["gain"] < 0.0, jnp.nan, 0.0)

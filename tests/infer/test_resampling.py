@@ -42,6 +42,7 @@ def frequencies(draw, num_draws=100_000):
     return (ancestors[:, :, None] == np.arange(len(SHARES))).mean(0)
 
 
+@pytest.mark.gate
 def test_ancestors_follow_the_conditional_law():
     expected, kept = naive_conditional_frequencies(SHARES)
     got = frequencies(lambda key: conditional_ancestors(key, jnp.log(SHARES)))
@@ -64,6 +65,7 @@ def test_control_unconditional_offsets_are_told_apart():
     assert np.abs(frequencies(naive) - expected).max() > 2 * tolerance
 
 
+@pytest.mark.gate
 def test_slot_zero_keeps_particle_zero_even_with_a_tiny_weight():
     log_weights = jnp.array([-30.0, 0.0, 0.0])
     keys = jax.random.split(jax.random.key(0), 100)
@@ -97,6 +99,7 @@ def test_control_sums_of_floats_choose_particles_of_no_weight():
     assert choices_of_no_weight(by_floats) > 0.01
 
 
+@pytest.mark.gate
 def test_offspring_are_the_shares_rounded_down_or_up():
     log_weights = jax.random.normal(jax.random.key(2), (50,))
     expected = 50 * jax.nn.softmax(log_weights)

@@ -137,7 +137,7 @@ def test_priors_that_cannot_move_jointly_are_refused():
     with pytest.raises(ValueError, match=r"the same num_steps .* got \[12, 8\]"):
         jointly([FIRST, STANDARD], [(2,), (1,)])
     bernoulli = nd.BernoulliForward(nd.schedules.signal_linear(), 0.5)
-    bits = nd.analytic.BinaryPatternsReverse(bernoulli, jnp.ones(1), jnp.ones((1, 2)))
+    bits = nd.analytic.PatternsReverse(bernoulli, jnp.ones(1), jnp.ones((1, 2)))
     with pytest.raises(TypeError, match="over real numbers to move jointly, got bits"):
         jointly([FIRST, nd.DiffusionPrior(bits, (2,), 12)], [(2,), (2,)])
     error = nd.DenoisingError(jnp.array([0.5, 1.0]), jnp.array([0.1, 1.0]))

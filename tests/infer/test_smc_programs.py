@@ -61,6 +61,7 @@ def test_equal_samplers_share_one_program():
     assert len(traces) > before
 
 
+@pytest.mark.gate
 def test_sizes_stay_sizes_also_as_numpys():
     traces = []
     model = counted(traces)
@@ -72,6 +73,7 @@ def test_sizes_stay_sizes_also_as_numpys():
     assert len(traces) == before
 
 
+@pytest.mark.gate
 def test_a_model_that_branches_on_a_number_is_compiled_with_it():
     def model(y, scale):
         x = jnp.asarray(numpyro.sample("x", PRIOR))
@@ -82,6 +84,7 @@ def test_a_model_that_branches_on_a_number_is_compiled_with_it():
     assert evidence(0.5) != evidence(1.0)
 
 
+@pytest.mark.gate
 def test_programs_go_with_their_model():
     model = counted([])
     run(model, 0.3)

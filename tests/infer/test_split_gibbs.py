@@ -292,6 +292,7 @@ def test_the_width_falls_in_the_warm_up_and_stays():
     assert kernel.get_diagnostics_str(state).startswith("rho 0.1, ")
 
 
+@pytest.mark.gate
 def test_a_given_start_is_kept_and_not_annealed():
     start = {"x": jnp.full((1,), 0.3), "sigma": jnp.array(0.25)}
     init = lambda kernel: kernel.init(jax.random.key(0), 10, start, (NOISY_Y,), {})
@@ -336,7 +337,7 @@ def test_chains_arviz_and_deterministic_sites(chain_method):
 def bits(y):
     forward = nd.BernoulliForward(nd.schedules.signal_linear(), 0.5)
     pattern = jnp.array([[1.0, 0.0]])
-    reverse = nd.analytic.BinaryPatternsReverse(forward, jnp.ones(1), pattern)
+    reverse = nd.analytic.PatternsReverse(forward, jnp.ones(1), pattern)
     numpyro.sample("x", nd.DiffusionPrior(reverse, (2,), num_steps=4))
 
 

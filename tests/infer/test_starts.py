@@ -58,6 +58,7 @@ def test_a_model_gives_draws_of_its_prior_on_the_scale_of_nuts():
     assert abs(kinds.mean() - 0.3) < LIMIT * np.sqrt(0.21 / 4000)
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize(
     ("source", "num"),
     [
@@ -113,6 +114,7 @@ KERNELS = {
 }
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("kind", KERNELS)
 def test_kernels_start_there(kind):
     starts = nd.infer.initial_draws(KEY, plain, 1, Y)
@@ -121,6 +123,7 @@ def test_kernels_start_there(kind):
     np.testing.assert_allclose(state.z["sigma"], starts["sigma"], rtol=1e-6)
 
 
+@pytest.mark.gate
 def test_split_gibbs_alone_starts_at_constrained_values():
     starts = nd.infer.initial_draws(KEY, plain, 1, Y, constrained=True)
     same = nd.infer.initial_draws(KEY, plain, 1, Y)

@@ -194,6 +194,7 @@ def test_founders_variance_of_plain_importance_sampling_is_the_textbook_one():
     assert one == pytest.approx(1.0, abs=1e-12)
 
 
+@pytest.mark.gate
 def test_draws_and_evidence_of_a_gaussian():
     """Six standard errors (of the effective number at the end) for 5 moments: 1e-8."""
     smc = nd.infer.TwistedSMC(linear, num_particles=4096, guidance=TWEEDIE)
@@ -357,7 +358,7 @@ def test_one_compilation_serves_all_keys():
 def test_binary_patterns_by_enumeration(guidance):
     patterns = jnp.asarray(nd.datasets.heartbeat_patterns(), float)[:, :10]
     forward = nd.BernoulliForward(nd.schedules.signal_linear(), 0.2)
-    reverse = nd.analytic.BinaryPatternsReverse(forward, jnp.full(5, 0.2), patterns)
+    reverse = nd.analytic.PatternsReverse(forward, jnp.full(5, 0.2), patterns)
     prior = nd.DiffusionPrior(reverse, (10,), num_steps=10)
     y, sigma = patterns[1] + jr.normal(jr.key(0), (10,)), 1.0
 
@@ -378,6 +379,7 @@ def test_binary_patterns_by_enumeration(guidance):
     assert np.all(np.abs(found.mean(0) - exact) < spread)
 
 
+@pytest.mark.gate
 def test_a_likelihood_without_derivatives():
     """Only the sign of x[0] is seen, exactly: a half of a Gaussian."""
 

@@ -81,6 +81,7 @@ def test_a_box_that_no_particle_meets_is_an_error():
     assert not np.any(np.isnan(ess))
 
 
+@pytest.mark.gate
 def test_the_error_counts_the_problems_that_found_nothing():
     def model(centre):
         with numpyro.plate("n", 2):
@@ -93,6 +94,7 @@ def test_the_error_counts_the_problems_that_found_nothing():
         smc.run(jr.key(0), jnp.array([0.0, 9.0]))
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("guidance", UNGUIDED, ids=["twisted", "untwisted"])
 def test_values_without_a_density_count_as_zero_and_are_counted(guidance):
     """They once made the evidence NaN and left one distinct draw."""

@@ -82,6 +82,7 @@ def check(posterior, scales, exact, atol, num_distinct):
 BARE = g.MomentMatching(determinant=False)
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize(
     "guidance", [None, g.MomentMatching(g.Tweedie())], ids=["isotropic", "tweedie"]
 )
@@ -92,6 +93,7 @@ def test_five_observations_that_share_a_scale(guidance):
     check(posterior, scales, exact, 0.03, 2000)
 
 
+@pytest.mark.gate
 def test_control_without_the_determinant_the_least_noise_wins():
     exact, _ = gaussian_over_scales(np.eye(5), FIVE)
     with pytest.warns(UserWarning, match="TwistedSMC: all particles descend"):

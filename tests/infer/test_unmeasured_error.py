@@ -116,6 +116,7 @@ def test_what_has_a_width_gives_the_exact_evidence(reverse, guidance):
     assert error < 5 * posterior.log_evidence_error + 1e-12 < 0.3
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize(
     "guidance",
     [MomentMatching(Tweedie()), MomentMatching(Isotropic(ERROR))],
@@ -138,6 +139,7 @@ def test_draws_of_the_prior_need_no_measured_error():
     assert abs(x.mean()) < 5 / math.sqrt(2000)
 
 
+@pytest.mark.gate
 def test_bits_need_no_measured_error():
     forward = nd.BernoulliForward(nd.schedules.signal_linear(), 0.5)
     reverse = nd.DenoisingReverse(forward, lambda x, t: 0.0 * x)

@@ -46,6 +46,7 @@ def space():
     return FreeSpace(model, (), {"y": jnp.array(0.3)}, NAMES)
 
 
+@pytest.mark.gate
 def test_values_come_back(space):
     free = space.free(VALUES)
     assert set(free) == {"a", "b", "m", "w"}

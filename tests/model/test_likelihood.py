@@ -138,6 +138,7 @@ TABLE = [
 ]
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize(
     ("model", "y", "others", "leading", "problems", "copies"), TABLE
 )

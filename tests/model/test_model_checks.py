@@ -85,6 +85,7 @@ def test_sites_that_are_not_seen_are_named(model, match, name):
         kernels(model)[name](Y)
 
 
+@pytest.mark.gate
 def test_the_way_out_of_a_transformed_prior():
     model = handlers.reparam(transformed, config={"x": TransformReparam()})
     posterior = nd.infer.TwistedSMC(model, num_particles=8).run(KEY, Y)
@@ -121,6 +122,7 @@ def holed(y):
 HOLED = jnp.array([[1.0], [jnp.nan], [jnp.nan], [0.5]])
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("name", kernels(plain))
 def test_data_that_are_not_numbers(name):
     """They made all results NaN, in silence."""
@@ -161,6 +163,7 @@ def test_data_under_a_mask_do_not_matter(model):
     assert np.all(np.isfinite(evidence))
 
 
+@pytest.mark.gate
 def test_a_mask_must_hide_all_of_them():
     with pytest.raises(ValueError, match="got NaN in 1 of 4 entries"):
         kernels(half_a_mask)["TwistedSMC"](HOLED)

@@ -90,6 +90,7 @@ def test_contexts_of_other_kinds_are_refused(context, error, message):
         Conditional(network, EXAMPLE).under(context)
 
 
+@pytest.mark.gate
 def test_a_dense_network_hears_its_context():
     net = filled(
         MLP, event_shape=(3,), width=8, depth=1, time_width=4, context_shape=(2,)
@@ -124,6 +125,7 @@ def test_an_image_network_sees_a_field_where_it_lies(shape):
     assert np.all(np.abs(here - there) > 1e-6)
 
 
+@pytest.mark.gate
 def test_an_image_network_hears_numbers():
     net = filled(
         UNet,

@@ -11,7 +11,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from numpyro_diffusion.networks import MLP, Patched, Spectral, UNet
+from numpyro_diffusion.networks import MLP, Patched, Spectral, Transformer, UNet
 
 SHAPE, NUM = (16, 16), 256
 
@@ -25,6 +25,9 @@ NETWORKS = {
     "Spectral": lambda key: Spectral(SHAPE, time_width=8, key=key),
     "Spectral with blocks": lambda key: Spectral(
         SHAPE, depth=1, width=8, time_width=8, key=key
+    ),
+    "Transformer": lambda key: Transformer(
+        SHAPE, width=32, depth=1, time_width=8, key=key
     ),
     "UNet": lambda key: unet(SHAPE, key),
     "Patched UNet": lambda key: Patched(unet((8, 8, 4), key), SHAPE, 2),
@@ -40,6 +43,7 @@ def filled(make):
     return jax.tree.map(lambda a: fill(a) if is_array(a) else a, network)
 
 
+@pytest.mark.gate
 @pytest.mark.promotes
 @pytest.mark.parametrize("name", list(NETWORKS))
 def test_a_large_batch_is_what_its_events_are(name):

@@ -10,7 +10,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from numpyro_diffusion.networks import MLP
+from numpyro_diffusion.networks import MLP, num_parameters
 
 
 def make(event_shape, **arguments):
@@ -166,3 +166,17 @@ def test_bad_call():
         network(jnp.zeros((4, 2, 3)), t)
     with pytest.raises(TypeError):  # jaxtyping's in the tests, ours without it
         network(jnp.zeros((2, 3), int), t)
+
+
+def test_it_is_shown_by_its_sizes_and_parameters():
+    """In whatever it is a part of, too."""
+    network = make((3,))
+    total = sum(leaf.size for leaf in jax.tree.leaves(network))
+    text = (
+        f"MLP(event_shape=(3,), width=16, depth=2, time_width=8, {total:,} parameters)"
+    )
+    assert repr(network) == text
+    assert text in repr(eqx.nn.Sequential([network]))
+    assert num_parameters(network) == total
+    assert num_parameters(eqx.nn.Linear(3, 2, key=jr.key(0))) == 8
+    assert num_parameters({"steps": jnp.zeros(3, int)}) == 0

@@ -56,6 +56,7 @@ def test_the_first_window_is_flat_and_all_are_within_one():
     np.testing.assert_allclose(waves[..., 1], np.broadcast_to(half, (6, 7)), atol=1e-12)
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("depth", [0, 1])
 @pytest.mark.parametrize("shape", [(5,), (4, 6), (2, 3, 2)], ids=str)
 def test_zero_when_new_and_not_after(shape, depth):
@@ -66,6 +67,7 @@ def test_zero_when_new_and_not_after(shape, depth):
     assert jnp.all(jnp.abs(moved) > 0)
 
 
+@pytest.mark.gate
 def test_without_blocks_it_is_linear_and_with_them_not():
     x, y = jr.normal(jr.key(1), (2, 4, 6))
     for depth, is_linear in ((0, True), (1, False)):
@@ -75,6 +77,7 @@ def test_without_blocks_it_is_linear_and_with_them_not():
         assert np.allclose(together, apart, atol=1e-9) == is_linear
 
 
+@pytest.mark.gate
 def test_a_gain_for_all_modes_multiplies_the_field():
     """Windows of 1 and one gain everywhere are a number times the field."""
     network = make((4, 6), channels=1)
@@ -90,6 +93,7 @@ def test_a_gain_for_all_modes_multiplies_the_field():
     np.testing.assert_allclose(network(x, TIME), 1.5 * x, atol=1e-6)
 
 
+@pytest.mark.gate
 def test_dtype_and_the_context_that_it_hears():
     network = filled((4, 6), depth=1, context_shape=(2,))
     network = jax.tree.map(
@@ -179,6 +183,7 @@ def excess(reverse, matrix, t, num=400):
     return np.mean(away**2) / np.mean(left)
 
 
+@pytest.mark.gate
 @pytest.mark.promotes
 def test_it_learns_a_gaussian_process():
     """Within 1 % of the least error in 1500 steps, of a fixed seed.

@@ -62,6 +62,7 @@ def test_shape_is_kept(event_shape, arguments):
     assert jax.eval_shape(network, x, t).shape == event_shape
 
 
+@pytest.mark.gate
 def test_gradient_reaches_every_parameter_and_every_pixel(getkey):
     x, t = jr.normal(getkey(), (4, 4)), jnp.array(0.3)
     corner = lambda network, x: network(x, t)[0, 0]
@@ -153,6 +154,7 @@ def test_attention_is_a_weighted_mean_of_values(getkey):
         np.testing.assert_allclose(result[pixel], expected, rtol=1e-9)
 
 
+@pytest.mark.gate
 def test_new_network_is_zero_and_its_blocks_their_shortcut(getkey):
     network = make((4, 4))
     x, t = jr.normal(getkey(), (4, 4)), jnp.array(0.3)

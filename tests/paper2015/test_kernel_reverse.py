@@ -54,6 +54,7 @@ def test_zero_coefficients_are_the_forward_kernel_for_bits(step):
     np.testing.assert_allclose(law.mean, kernel.mean, rtol=1e-13)
 
 
+@pytest.mark.gate
 def test_the_printed_readout_decays_too_fast():
     """1.104 bits per entry on data of the terminal law: the paper's missing root.
 
@@ -196,6 +197,7 @@ def gaussian_oracle(exact, num_steps=10):
     return network
 
 
+@pytest.mark.gate
 def test_denoiser_of_an_exact_chain_is_exact():
     forward = nd.GaussianForward(nd.schedules.geometric(1e-2, 1e2))
     exact = nd.analytic.GaussianReverse(forward, jnp.array([0.4]), jnp.array([[0.3]]))
@@ -261,7 +263,7 @@ HEARTBEAT = jnp.asarray(nd.datasets.heartbeat_patterns(), float)
 def heartbeat_oracle(num_steps, rate):
     """The best factorised reversal of the heartbeats, as coefficients."""
     forward = nd.BernoulliForward(nd.schedules.signal_linear(), rate)
-    exact = nd.analytic.BinaryPatternsReverse(forward, jnp.full(5, 0.2), HEARTBEAT)
+    exact = nd.analytic.PatternsReverse(forward, jnp.full(5, 0.2), HEARTBEAT)
 
     def network(x, t):
         s = t - 1 / num_steps
@@ -290,6 +292,7 @@ def count_states(forward, t):
     return np.array(states), np.array(weights)
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize(
     ("num_steps", "rate", "expected"), [(5, 0.2, None), (50, 0.2, -3.497976)]
 )

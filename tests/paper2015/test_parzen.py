@@ -58,6 +58,7 @@ def test_the_density_integrates_to_one(sigma):
     assert abs(np.sum(np.exp(wrong)) * width**2 - 1.0) > 0.1
 
 
+@pytest.mark.gate
 def test_the_mean_density_is_the_samples_law_smoothed():
     """Samples of N(0, I) under a window: N(0, 1 + sigma^2), without bias."""
     rng, sigma, dim = np.random.default_rng(1), 0.5, 3

@@ -10,9 +10,9 @@ import pytest
 
 from numpyro_diffusion import BernoulliForward, GaussianForward
 from numpyro_diffusion.reverse.analytic import (
-    BinaryPatternsReverse,
     GaussianReverse,
     MixtureReverse,
+    PatternsReverse,
 )
 from numpyro_diffusion.samplers import ancestral_sample
 from numpyro_diffusion.schedules import cosine, geometric, signal_linear, uniform_grid
@@ -44,7 +44,7 @@ def mixture(schedule):
 
 
 def patterns(schedule, rate=0.3):
-    return BinaryPatternsReverse(
+    return PatternsReverse(
         BernoulliForward(schedule, rate),
         weights=jnp.array([0.5, 0.2, 0.3]),
         patterns=jnp.array([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0], [1.0, 1.0, 0.0]]),
@@ -80,6 +80,7 @@ def test_gaussian_reverse_is_multivariate_conditioning(schedule, t, s):
     np.testing.assert_allclose(law.covariance_matrix, covariance, atol=1e-12)
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("make", [gaussian, mixture], ids=["gaussian", "mixture"])
 @every_schedule
 @pytest.mark.parametrize("t", [0.05, 0.5, 0.95])
@@ -176,8 +177,8 @@ def test_mixtures_of_no_law_are_refused(wrong, message):
     ids=["weights", "patterns"],
 )
 def test_patterns_of_no_law_are_refused(weights, patterns, message):
-    with pytest.raises(ValueError, match=f"BinaryPatternsReverse: {message}"):
-        BinaryPatternsReverse(
+    with pytest.raises(ValueError, match=f"PatternsReverse: {message}"):
+        PatternsReverse(
             BernoulliForward(cosine()), jnp.array(weights), jnp.array(patterns)
         )
 
@@ -215,6 +216,7 @@ def test_mixture_denoiser_is_the_quadrature(schedule, t):
     np.testing.assert_allclose(marginal, expected, rtol=1e-10)
 
 
+@pytest.mark.gate
 @every_schedule
 @pytest.mark.parametrize(("t", "s"), [(0.9, 0.4), (0.5, 0.45), (0.4, 0.0)])
 def test_mixture_transition_is_bayes_on_a_grid(schedule, t, s):
@@ -248,6 +250,7 @@ def tolerance(values):
     return 5.0 * np.std(values, axis=0) / np.sqrt(len(values))
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("num_steps", [1, 3])
 def test_mixture_chain_returns_the_data_law(num_steps):
     reverse, n = mixture(cosine()), 20_000
@@ -274,6 +277,7 @@ def bit_law(mean):
     return np.prod(np.where(CUBE == 1.0, mean, 1.0 - mean), axis=-1)
 
 
+@pytest.mark.gate
 @every_schedule
 @pytest.mark.parametrize("rate", [0.3, 0.5])
 @pytest.mark.parametrize(("t", "s"), [(1.0, 0.5), (0.7, 0.3), (0.2, 0.15)])

@@ -46,6 +46,7 @@ def with_components(num=8):
     return TRAINED.with_error(nd.DenoisingError(times, values, components=components))
 
 
+@pytest.mark.gate
 def test_the_measured_components_are_those_of_the_gaussian():
     """16000 squared errors per level and direction: 1.1 % each, the worst of 40 is 3.2 %.
 
@@ -93,6 +94,7 @@ def test_between_levels_it_follows_the_noise():
     np.testing.assert_allclose(reverse.covariance(0.0)(jnp.ones(8)), 0.0, atol=1e-12)
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("seen", [range(8), (0, 1, 5)])
 def test_of_a_gaussian_moment_matching_is_exact(seen):
     """The posterior's mean and the density of y, of what is seen of x_0 given x_t."""
@@ -163,6 +165,7 @@ def test_few_events_have_few_components():
     assert len(error.components.directions) == 3
 
 
+@pytest.mark.gate
 def test_they_are_saved_and_loaded(tmp_path):
     reverse = with_components(2)
     network = nd.networks.MLP((8,), width=4, depth=1, key=jax.random.key(0))
@@ -174,6 +177,7 @@ def test_they_are_saved_and_loaded(tmp_path):
     )
 
 
+@pytest.mark.gate
 @pytest.mark.promotes
 def test_fit_measures_them_on_what_it_set_aside():
     network = nd.networks.MLP((8,), width=4, depth=1, key=jax.random.key(0))

@@ -42,6 +42,7 @@ def test_of_signs_the_table_is_one_minus_the_square_of_the_mean():
         assert np.max(np.abs(error.values[level] - exact)) > 0.2
 
 
+@pytest.mark.gate
 def test_the_table_has_the_mean_of_the_level():
     """Weights that add up to one for each entry lose no error."""
     error = nd.denoising_error(
@@ -78,6 +79,7 @@ def test_between_levels_and_knots_it_is_linear():
     assert error.given(schedule, x0_hat.astype(jnp.float32), 0.5).dtype == jnp.float32
 
 
+@pytest.mark.gate
 def test_the_step_and_the_guidance_read_it():
     """A Gaussian of unlike variances, one observation: the mean and the density of y."""
     reverse = SIGNS.with_error(with_table())

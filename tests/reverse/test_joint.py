@@ -8,9 +8,9 @@ import pytest
 
 from numpyro_diffusion import BernoulliForward, GaussianForward
 from numpyro_diffusion.reverse.analytic import (
-    BinaryPatternsReverse,
     GaussianReverse,
     MixtureReverse,
+    PatternsReverse,
 )
 from numpyro_diffusion.reverse.joint import JointReverse
 from numpyro_diffusion.samplers import ancestral_sample
@@ -45,6 +45,7 @@ def moment_z_scores(draws, mean, covariance):
     return np.abs(terms.mean(0) / (terms.std(0) / np.sqrt(len(terms))))
 
 
+@pytest.mark.gate
 def test_the_chain_draws_all_laws_independently():
     """Exact steps on two schedules at once; 20 scores beyond 4.5: one in 7000 seeds."""
     draw = lambda key: ancestral_sample(key, JOINT, (5,), uniform_grid(5))
@@ -121,7 +122,7 @@ def test_split_and_joined_undo_each_other():
 
 
 def test_bits_are_refused():
-    bits = BinaryPatternsReverse(
+    bits = PatternsReverse(
         BernoulliForward(signal_linear(), 0.5), jnp.ones(1), jnp.ones((1, 2))
     )
     with pytest.raises(

@@ -68,6 +68,7 @@ def test_draws_have_the_variance_of_the_recursion():
     assert not np.all(np.abs(x.var(0) - VARIANCE) < tol)
 
 
+@pytest.mark.gate
 def test_the_chain_is_first_order_in_the_step():
     """The shared r^2 is wrong per entry, by first order at each of T steps in total."""
     steps = [32, 64, 128, 256]
@@ -81,6 +82,7 @@ def test_the_chain_is_first_order_in_the_step():
 UNEVEN = (0.0, 0.05, 0.1, 0.7, 1.0)
 
 
+@pytest.mark.gate
 def test_exact_steps_have_the_data_law_on_any_grid():
     """Mean and covariance, pushed through the steps: no sampling."""
     mean = jnp.array([1.0, -0.5])

@@ -64,6 +64,7 @@ def test_gaussian_density(schedule):
     np.testing.assert_allclose(got, data, atol=3e-6 + left)
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("x", [[0.6, -0.3], [-0.9, 0.2], [0.0, 2.0]])
 def test_mixture_density(x):
     """Measured with 64 steps: the solver errs by 7e-9 nats, angle_min by 4e-5."""
@@ -77,6 +78,7 @@ def test_mixture_density(x):
     assert abs(got - base) > 1e-2
 
 
+@pytest.mark.gate
 def test_the_solver_is_of_fifth_order():
     reverse, steps = mixture(), (16, 32, 64)
     x = jnp.array([0.2, 0.1])
@@ -88,6 +90,7 @@ def test_the_solver_is_of_fifth_order():
     assert orders[-1] < 7.0, (errors, orders)
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize(
     ("solver", "order"),
     [(diffrax.Heun(), 2), (diffrax.Bosh3(), 3)],
@@ -183,6 +186,7 @@ def scaled_mixture(scale):
     )
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("scale", [1e-2, 10.0])
 def test_data_scale_solves_the_flow_of_standardised_data(scale):
     """The same noise goes to the same place but for the units, to rounding."""
@@ -233,6 +237,7 @@ def test_single_precision_stays_single():
         assert value.dtype == jnp.float32
 
 
+@pytest.mark.gate
 def test_the_data_end_is_of_second_order_in_the_angle():
     reverse, exact = gaussian(), gaussian().marginal(0.0).log_prob(X)
     errors = [
@@ -292,6 +297,7 @@ def test_hutchinson_is_unbiased_over_seeds():
     assert abs(draws.mean() - base) > tol
 
 
+@pytest.mark.gate
 def test_probes_are_the_same_at_every_call_and_used_for_large_events():
     reverse = gaussian()
     flow = ProbabilityFlow(4, num_probes=2, seed=3)

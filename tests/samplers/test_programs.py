@@ -27,7 +27,7 @@ MIXTURE = nd.analytic.MixtureReverse(
     jnp.array([[-1.0, 0.5], [1.0, -0.5]]),
     jnp.full((2, 2), 0.4),
 )
-BITS = nd.analytic.BinaryPatternsReverse(
+BITS = nd.analytic.PatternsReverse(
     nd.BernoulliForward(nd.schedules.signal_linear(), 0.3),
     jnp.array([0.6, 0.4]),
     jnp.array([[1.0, 0.0], [0.0, 1.0]]),
@@ -59,6 +59,7 @@ def test_forward_density_is_the_sum_over_steps(reverse):
     assert trace["x_path"]["value"].shape == (NUM_STEPS, 2)
 
 
+@pytest.mark.gate
 @pytest.mark.promotes
 @pytest.mark.parametrize("reverse", REVERSES.values(), ids=REVERSES)
 def test_reverse_density_is_the_sum_over_steps_downwards(reverse):
@@ -75,6 +76,7 @@ def test_reverse_density_is_the_sum_over_steps_downwards(reverse):
     assert reverse is BITS or abs(float(other - got)) > 1e-3
 
 
+@pytest.mark.gate
 def test_reverse_program_draws_the_data():
     """Six standard errors for two means and two variances: fails once in 1e8 seeds."""
     num = 4000
@@ -91,6 +93,7 @@ def test_reverse_program_draws_the_data():
     assert not np.all(abs(draws["x_T"].var(0) - law.variance) < error)
 
 
+@pytest.mark.gate
 def test_both_programs_together_are_the_importance_weight():
     """For an exact process every trajectory weighs log p(x_0), but for the ends.
 

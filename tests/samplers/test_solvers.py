@@ -53,6 +53,7 @@ def orders_of(errors):
     return np.log2(errors[:-1] / errors[1:])
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize(
     ("make", "order", "num_steps"),
     [(DDIM, 1.0, 40), (HeunSampler, 2.0, 40), (DPMSolver, 2.0, 80)],
@@ -93,6 +94,7 @@ def distance_of_chain(sampler):
     )
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize(
     "make", [Ancestral, lambda n: DDIM(n, 0.5)], ids=["Ancestral", "DDIM"]
 )
@@ -139,6 +141,7 @@ def moments(sampler, num=200_000):
     return x.mean(), x.var()
 
 
+@pytest.mark.gate
 def test_dpm_solver_with_noise_has_the_laws_moments():
     """Five standard errors and what 60 steps are off; eight steps are seen to be."""
     num = 200_000
@@ -149,6 +152,7 @@ def test_dpm_solver_with_noise_has_the_laws_moments():
     assert abs(few / GAUSSIAN_SCALE**2 - 1) > 5 * np.sqrt(2 / num) + 4e-3
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("snr", [0.16, 0.4])
 def test_correctors_widen_by_what_is_stated(snr):
     """The chain of Gaussian steps in closed form; five standard errors."""
@@ -182,6 +186,7 @@ def test_correctors_widen_by_what_is_stated(snr):
 # Under particle kernels
 
 
+@pytest.mark.gate
 @pytest.mark.promotes
 def test_particle_kernels_run_on_ddims_chain():
     """The evidence of a linear Gaussian chain, within five standard errors."""
@@ -208,6 +213,7 @@ def test_particle_kernels_run_on_ddims_chain():
     assert abs(float(posterior.log_evidence) - total(1.5 * variance)) > error
 
 
+@pytest.mark.gate
 def test_the_law_of_a_trajectory_is_that_of_ddims_steps():
     sampler = DDIM(3, 0.5)
     prior = nd.DiffusionPrior(GAUSSIAN, (1,), sampler=sampler)

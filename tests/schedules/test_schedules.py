@@ -212,6 +212,7 @@ def test_integer_times_are_times():
 # Schedules given step by step
 
 
+@pytest.mark.gate
 def test_a_table_of_betas_is_read_back_and_its_last_step_may_be_one():
     betas = np.array([0.01, 0.2, 0.05, 0.7, 1.0])
     schedule, grid = tabulated(betas), uniform_grid(5)
@@ -259,6 +260,7 @@ def test_a_learned_schedule_starts_log_linear_between_its_ends():
     )
 
 
+@pytest.mark.gate
 def test_a_learned_schedule_moves_but_keeps_its_first_step():
     start = learned(6, beta_1=0.01)
     moved = Learned(0.01, start.log_increments + jnp.array([0.3, -0.2, 0.1, 0.5, -1.0]))

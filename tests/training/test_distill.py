@@ -83,6 +83,7 @@ def one_gain(params, x, t):
     return MODES @ (gains * (MODES.T @ x)) + jnp.where(t >= 1.0, params, 0.0) * x
 
 
+@pytest.mark.gate
 def test_in_modes_the_rough_ones_count_as_much():
     """One gain for two kinds of modes: the answer is a weighted mean of theirs.
 

@@ -12,6 +12,7 @@ import numpyro_diffusion as nd
 from numpyro_diffusion.reverse import AbstractTrainableReverse
 
 
+@pytest.mark.gate
 def test_loss_of_the_exact_denoiser_is_the_variance_of_the_velocity():
     """Of N(0, 1) data the best velocity is zero, and its error one at every level."""
     x0 = jax.random.normal(jax.random.key(0), (4000, 2))
@@ -78,13 +79,14 @@ def test_bits_are_learned():
     forward = nd.BernoulliForward(nd.schedules.signal_linear(), 0.25)
     long = {"num_steps": 800, "batch_size": 128, "steps_per_call": 100}
     result = run(reverse=small((4,), forward), data=patterns, **long)
-    exact = nd.analytic.BinaryPatternsReverse(forward, jnp.full(4, 0.25), jnp.eye(4))
+    exact = nd.analytic.PatternsReverse(forward, jnp.full(4, 0.25), jnp.eye(4))
     x_t = jnp.array([[1, 0, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0]])
     got = jax.vmap(lambda x: result.reverse.denoise(x, 0.4))(x_t)
     expected = jax.vmap(lambda x: exact.denoise(x, 0.4))(x_t)
     np.testing.assert_allclose(got, expected, atol=0.05)
 
 
+@pytest.mark.gate
 def test_denoising_error_is_the_exact_one_of_a_gaussian():
     exact = nd.analytic.GaussianReverse(
         FORWARD, jnp.zeros(2), jnp.diag(jnp.array([1.5, 0.5]))
@@ -143,6 +145,7 @@ def test_bad_data_are_refused_with_a_sentence(changes, message):
         run(**changes)
 
 
+@pytest.mark.gate
 def test_a_diverging_loss_stops_the_run(tmp_path):
     path = tmp_path / "state.nd"
     with pytest.raises(FloatingPointError, match=f"last good state is in {path}"):
@@ -154,6 +157,7 @@ def test_a_diverging_loss_stops_the_run(tmp_path):
         )
 
 
+@pytest.mark.gate
 def test_the_error_by_predicted_value_is_what_denoising_error_finds():
     held_out = gaussian(64) - 0.1
     quick = {"num_steps": 2, "num_error_levels": 2, "validation": held_out}

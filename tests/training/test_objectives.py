@@ -79,7 +79,7 @@ def test_bound_loss_is_minus_k(every_step, learned_last_step):
 @pytest.mark.gate
 def test_bound_loss_of_bits_and_of_a_denoising_process():
     bits = nd.BernoulliForward(nd.schedules.signal_linear(), 0.5)
-    exact = nd.analytic.BinaryPatternsReverse(
+    exact = nd.analytic.PatternsReverse(
         bits, jnp.full(2, 0.5), jnp.array([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
     )
     reverse = nd.DenoisingReverse(bits, exact.denoise, nd.DataPrediction())

@@ -154,6 +154,7 @@ def test_another_version_of_jax_is_refused_by_name(finished, monkeypatch):
         run(checkpoint=finished, optimizer=CONSTANT)
 
 
+@pytest.mark.gate
 def test_functions_of_one_name_are_told_apart(tmp_path):
     path = tmp_path / "state.nd"
     linear, square = two_lambdas()

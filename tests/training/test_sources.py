@@ -105,6 +105,7 @@ def test_small_integers_stay_so_on_the_device():
 # Functions
 
 
+@pytest.mark.gate
 def test_a_function_gets_a_fresh_key_and_each_step_once(monkeypatch):
     asked = {}
 
@@ -118,6 +119,7 @@ def test_a_function_gets_a_fresh_key_and_each_step_once(monkeypatch):
     assert len(set(map(tuple, asked.values()))) == 30
 
 
+@pytest.mark.gate
 def test_a_function_that_picks_rows_trains_as_the_array_does():
     data, validation = jnp.asarray(gaussian(32)), HELD_OUT
     by_rows = run(data=lambda key, step: data, validation=validation)
@@ -130,6 +132,7 @@ def test_a_function_that_picks_rows_trains_as_the_array_does():
     assert not same(by_rows, by_array)
 
 
+@pytest.mark.gate
 def test_the_batch_size_is_the_functions():
     source = FromFunction(normal, jax.random.key(0), 0, 50, 2**30)
     assert source.batch_size == 32

@@ -132,6 +132,7 @@ def test_number_of_layers_and_features():
     assert widths([network.last]) == [(4, 2 * 3)]
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize(
     "pathways",
     [{}, {"dense_width": 100}, {"dense_width": 100, "channels": 0}],

@@ -11,6 +11,7 @@ from numpyro_diffusion.paper2015.optimum import heartbeat_bound, heartbeat_chain
 from numpyro_diffusion.schedules import cosine, geometric, signal_linear, tabulated
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize(
     ("num_steps", "rate", "K", "total_kl", "entropy_first", "L", "valid"),
     [

@@ -1,0 +1,168 @@
+"""Posteriors under processes of K values against enumeration."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro.infer import MCMC
+from reference import mean_z_scores
+
+import numpyro_diffusion as nd
+
+K, LENGTH, NUM_STEPS = 3, 3, 4
+LIMIT = 4.5  # z-scores; of 50 one is beyond by luck once in 3000 seeds
+WORDS = jnp.array([[0, 1, 2], [2, 2, 0], [1, 0, 1], [2, 0, 0], [0, 0, 2]])
+WEIGHTS = jnp.array([0.1, 0.3, 0.2, 0.25, 0.15])
+STATES = jnp.array(list(itertools.product(range(K), repeat=LENGTH)))
+KINDS = {
+    "uniform": nd.CategoricalForward(nd.schedules.signal_linear(), K),
+    "rate": nd.CategoricalForward(nd.schedules.cosine(), K, jnp.array([0.5, 0.2, 0.3])),
+    "absorbing": nd.AbsorbingForward(nd.schedules.signal_linear(), K),
+}
+every_kind = pytest.mark.parametrize("forward", KINDS.values(), ids=KINDS)
+
+
+class Factorised(nd.AbstractReverse):
+    """The denoiser of an exact process, with averaged bridges: a network's best."""
+
+    exact: nd.analytic.PatternsReverse
+
+    @property
+    def forward(self):
+        return self.exact.forward
+
+    def denoise(self, x_t, t):
+        return self.exact.denoise(x_t, t)
+
+    def denoising_variance(self, t):
+        return self.exact.denoising_variance(t)
+
+
+def prior_of(forward):
+    exact = nd.analytic.PatternsReverse(forward, WEIGHTS, WORDS)
+    return nd.DiffusionPrior(Factorised(exact), (LENGTH,), num_steps=NUM_STEPS)
+
+
+def chain_law(prior):
+    """Of x_0, in the order of `STATES`, by tables of all noisy states."""
+    reverse = prior.reverse
+    largest = int(reverse.forward.noisy_support.upper_bound)
+    noisy = jnp.array(list(itertools.product(range(largest + 1), repeat=LENGTH)))
+    terminal = reverse.forward.terminal((LENGTH,))
+    law = np.exp(np.asarray(jax.vmap(terminal.log_prob)(noisy)))
+
+    @jax.jit
+    @jax.vmap
+    def rows(x_t, t, s):
+        return jnp.exp(jax.vmap(reverse.transition(x_t, t=t, s=s).log_prob)(noisy))
+
+    for t, s in itertools.pairwise(np.asarray(prior.grid)[::-1]):
+        times = jnp.full(len(noisy), t), jnp.full(len(noisy), s)
+        found = np.asarray(rows(noisy, *times))
+        law = law @ np.where((law > 0.0)[:, None], found, 0.0)
+    is_clean = (np.asarray(noisy) < K).all(1)
+    np.testing.assert_allclose(law[is_clean].sum(), 1.0, rtol=1e-12)
+    return law[is_clean]
+
+
+def model_of(prior):
+    """A noisy sum ties entries together; the first entry's value is reported."""
+
+    def model(y, report):
+        x = numpyro.sample("x", prior)
+        numpyro.sample("y", dist.Normal(jnp.sum(x), 0.7), obs=y)
+        reported = 0.1 + 0.7 * jax.nn.one_hot(x[..., 0], K)
+        numpyro.sample("report", dist.CategoricalProbs(reported), obs=report)
+
+    return model
+
+
+SEEN = jnp.array(3.2), jnp.array(1)
+
+
+def exact_posterior(prior):
+    likelihood = dist.Normal(STATES.sum(1), 0.7).log_prob(SEEN[0])
+    reported = 0.1 + 0.7 * jax.nn.one_hot(STATES[:, 0], K)
+    likelihood += dist.CategoricalProbs(reported).log_prob(SEEN[1])
+    joint = chain_law(prior) * np.exp(np.asarray(likelihood))
+    return joint / joint.sum(), np.log(joint.sum())
+
+
+def frequencies(draws):
+    return (np.asarray(draws)[:, None] == np.asarray(STATES)).all(-1)
+
+
+@every_kind
+def test_draws_are_those_of_the_chain(forward):
+    prior = prior_of(forward)
+    draws = prior.sample(jax.random.key(0), (4000,))
+    assert np.asarray(prior.support(draws)).all()
+    law = chain_law(prior)
+    width = np.sqrt(law * (1 - law) / len(draws))
+    gap = np.abs(frequencies(draws).mean(0) - law)
+    assert np.all(gap < 5 * width + 1e-12)
+    # control: the law of the words themselves, which need not be independent
+    rows = {tuple(w): float(p) for w, p in zip(WORDS.tolist(), WEIGHTS, strict=True)}
+    words = np.array([rows.get(tuple(s), 0.0) for s in STATES.tolist()])
+    assert np.any(np.abs(frequencies(draws).mean(0) - words) > 5 * width + 1e-3)
+
+
+@every_kind
+def test_particle_gibbs_agrees_with_enumeration(forward):
+    prior = prior_of(forward)
+    mcmc = MCMC(
+        nd.infer.ParticleGibbs(model_of(prior), num_particles=8),
+        num_warmup=100,
+        num_samples=3000,
+        progress_bar=False,
+    )
+    mcmc.run(jax.random.key(1), *SEEN)
+    found = frequencies(mcmc.get_samples()["x"])
+    exact, _ = exact_posterior(prior)
+    often = exact > 0.005  # a normal law for what is seen some 15 times
+    assert often.sum() >= 10
+    z = mean_z_scores(found[:, often], exact[often])
+    assert np.abs(z).max() < LIMIT
+    # control: the prior's law
+    z = mean_z_scores(found[:, often], chain_law(prior)[often])
+    assert np.abs(z).max() > 2 * LIMIT
+
+
+@every_kind
+def test_the_evidence_is_unbiased_over_200_runs(forward):
+    prior = prior_of(forward)
+    smc = nd.infer.TwistedSMC(model_of(prior), num_particles=64)
+    log_evidence = lambda key: smc.run(key, *SEEN).log_evidence
+    found = np.array([log_evidence(jax.random.key(seed)) for seed in range(200)])
+    ratios = np.exp(found - exact_posterior(prior)[1])
+    z = (ratios.mean() - 1.0) / (ratios.std() / np.sqrt(200))
+    assert abs(z) < 4.0  # by luck once in 16,000
+    assert ratios.std() < 1.0
+    # control: an evidence that is a quarter too large
+    z = (1.25 * ratios.mean() - 1.0) / (1.25 * ratios.std() / np.sqrt(200))
+    assert abs(z) > 4.0
+
+
+def test_twisted_smc_agrees_with_enumeration_under_a_hard_limit():
+    """Only states of one sum are possible; no entry says so on its own."""
+    prior = prior_of(KINDS["absorbing"])
+
+    def model():
+        x = numpyro.sample("x", prior)
+        numpyro.factor("sum", jnp.where(jnp.sum(x) == 3, 0.0, -jnp.inf))
+
+    law = np.where(np.asarray(STATES).sum(1) == 3, chain_law(prior), 0.0)
+    smc = nd.infer.TwistedSMC(
+        model, num_particles=8000, guidance=nd.guidance.Averaged()
+    )
+    posterior = smc.run(jax.random.key(2))
+    error = float(posterior.log_evidence_error)
+    assert abs(float(posterior.log_evidence) - np.log(law.sum())) < 5 * error
+    right = law / law.sum()
+    found = frequencies(posterior.get_samples()["x"]).mean(0)
+    width = np.sqrt(right * (1 - right) / float(posterior.ess[-1, 0]))
+    assert np.all(np.abs(found - right) < 5 * width + 1e-3)
