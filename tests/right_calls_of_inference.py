@@ -156,7 +156,10 @@ row(
 row(
     "fit",
     lambda found: (found.losses, found.reverse.error.values),
-    ("optimizer", "validation", "batch_size", "objective", "scaling"),
+    (
+        *("optimizer", "validation", "batch_size", "objective", "scaling"),
+        *("monitor", "compute"),
+    ),
     reverse=TRAINED,
     data=DATA,
     key=KEY,
@@ -167,8 +170,12 @@ row(
     scaling=SCALING,
     validation=DATA,
     num_error_levels=1,
+    monitor=nd.Monitor(every=1),
+    compute=nd.Compute(num_parts=2),
     progress_bar=False,
 )
+row("Monitor", None, ("patience", "callback"), every=2, patience=1, callback=print)
+row("Compute", None, ("dtype", "devices"), num_parts=2, dtype="bfloat16", devices=None)
 row("BoundLoss", num_steps=2, every_step=False)
 row("DenoisingLoss", None, ("times", "weight"), times=lambda u: u, weight=lambda t: t)
 row("forward_model", call=seeded(nd.forward_model), forward=FORWARD, x0=X, num_steps=2)

@@ -18,6 +18,7 @@ from numpyro_diffusion.infer.sweeps import SMCResult, Trace, advance, weigh
 from numpyro_diffusion.model.checks import missing_observations
 from numpyro_diffusion.model.problem import Problem, whole_problem
 from numpyro_diffusion.model.sites import traced
+from numpyro_diffusion.reverse.devices import everywhere
 
 __all__ = ["EvidenceResult", "Settings", "run_draws", "run_whole", "run_with_bar"]
 
@@ -31,6 +32,7 @@ class Settings(NamedTuple):
     resample_below: float
     batch_size: int | None
     num_moves: int = 0
+    devices: tuple[Any, ...] | None = None
 
 
 class EvidenceResult(NamedTuple):
@@ -164,7 +166,8 @@ def _draws(
     stacks = stacks[chosen, jnp.arange(num_problems)[None, :]]
     others = jax.tree.map(lambda leaf: leaf[chosen[:, 0]], particles.others)
     keys = jax.random.split(replay_key, num)
-    return jax.vmap(problem.replayed)(keys, stacks, others)
+    draws = jax.vmap(problem.replayed)(keys, stacks, others)
+    return everywhere(settings.devices, draws)
 
 
 def _started(problem: Problem, settings: Settings, key: Array) -> Particles:
@@ -188,7 +191,7 @@ def _finished(
     result = weigh(_sweep(problem, settings).finish(particles, key), trace)
     shaped = lambda values: values.reshape(problem.evidence_shape)
     rest = problem.rest()
-    return EvidenceResult(
+    found = EvidenceResult(
         result,
         shaped(result.log_evidence),
         shaped(result.log_evidence_error),
@@ -196,6 +199,8 @@ def _finished(
         jnp.sum(result.log_evidence) + rest,
         missing,
     )
+    # So that each host can read all of it.
+    return everywhere(settings.devices, found)
 
 
 def _problem(
@@ -225,6 +230,7 @@ def _sweep(problem: Problem, settings: Settings) -> ParticleSweep:
         problem.expected,
         _moves(problem, settings),
         reverse_given=problem.reverse_given,
+        devices=settings.devices,
     )
 
 

@@ -26,6 +26,7 @@ Papaspiliopoulos 2020, doi:10.1007/978-3-030-47845-2, chapter 10.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -62,6 +63,7 @@ from numpyro_diffusion.infer.resampling import (
     systematic_ancestors,
 )
 from numpyro_diffusion.reverse import AbstractReverse
+from numpyro_diffusion.reverse.devices import checked_devices, shared_out
 
 __all__ = ["ParticleSweep"]
 
@@ -90,6 +92,7 @@ class ParticleSweep(eqx.Module):
             they are; () for none.
         reverse_given: The process under the context that values of other latents give it;
             None if they say nothing of it.
+        devices: Devices that share the rows of a batch; None for JAX's default one.
 
     Raises:
         TypeError: An argument is of another kind.
@@ -113,6 +116,7 @@ class ParticleSweep(eqx.Module):
     reverse_given: Callable[[PyTree], AbstractReverse] | None = eqx.field(
         static=True, default=None
     )
+    devices: tuple[Any, ...] | None = eqx.field(static=True, default=None)
 
     def __check_init__(self) -> None:
         caller = "ParticleSweep"
@@ -135,6 +139,8 @@ class ParticleSweep(eqx.Module):
             raise ValueError(
                 f"{caller}: batch_size must divide num_particles={num}, got {batch}."
             )
+        at_once = num if batch is None else batch
+        checked_devices(caller, self.devices, at_once, "particles at a time")
         self.guidance.check_reverse(self.reverse, "ParticleSweep", weighed=True)
 
     def start(
@@ -279,7 +285,7 @@ class ParticleSweep(eqx.Module):
         batch = self.num_particles if self.batch_size is None else self.batch_size
 
         def of_batch(inputs: tuple) -> tuple[PyTree, TiltedStep, Array]:
-            rows, others, steps = inputs
+            rows, others, steps = shared_out(self.devices, inputs)
             # Moves leave those that say anything of the process where they are.
             reverse = self._reverse_under(others)
 

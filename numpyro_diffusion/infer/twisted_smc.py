@@ -27,6 +27,7 @@ from numpyro_diffusion.infer._smc_programs import (
 )
 from numpyro_diffusion.model.checks import check_model, refuse_missing
 from numpyro_diffusion.model.sites import named_dims, observed_values, traced
+from numpyro_diffusion.reverse.devices import checked_devices
 
 __all__ = ["TwistedSMC", "TwistedSMCPosterior", "unchecked_run"]
 
@@ -70,6 +71,10 @@ class TwistedSMC:
             share of their number.
         batch_size: Particles in memory of the network at a time, a divisor of their
             number; by default all.
+        devices: Devices that share the particles of a batch, as `jax.devices()`; their
+            number divides that of the particles. Of several hosts, after
+            `jax.distributed.initialize`, each runs the same program on the same arguments.
+            By default JAX's default one. Draws are the same, up to the rounding of sums.
         num_moves: Number of candidates for the step of other latents at each level, one of
             which is taken, or none; 0 to keep them as they were drawn. The network is
             called no more often for them, but by a Tweedie covariance; the guidance's own
@@ -107,6 +112,7 @@ class TwistedSMC:
         guidance: AbstractGuidance | None = None,
         resample_below: float = 0.5,
         batch_size: SupportsIndex | None = None,
+        devices: Sequence[Any] | None = None,
         num_moves: SupportsIndex = 1,
         progress_bar: bool = False,
     ) -> None:
@@ -134,6 +140,9 @@ class TwistedSMC:
             )
         self.resample_below = checked_share(_CALLER, "resample_below", resample_below)
         self.batch_size = batch_size
+        at_once = num_particles if batch_size is None else batch_size
+        what = "num_particles" if batch_size is None else "batch_size"
+        self.devices = checked_devices(_CALLER, devices, at_once, what)
         self.num_moves = checked_integer(_CALLER, "num_moves", num_moves, 0)
         self.progress_bar = progress_bar
 
@@ -147,6 +156,7 @@ class TwistedSMC:
             self.resample_below,
             self.batch_size,
             self.num_moves,
+            self.devices,
         )
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -294,6 +294,11 @@ class AbstractTrainableReverse(AbstractReverse):
             return self
         return self.given(self._conditional.example)
 
+    def with_network(self, change: Callable) -> "AbstractTrainableReverse":
+        """This process with `change(network)` for its network, under the same context."""
+        of_network = lambda r: r.network.network if r._conditional else r.network
+        return eqx.tree_at(of_network, self, change(of_network(self)))
+
     def trainable(self) -> PyTree[bool]:
         """Which leaves are trained: a tree of this process's structure."""
         of_network = lambda r: r.network.network if r._conditional else r.network

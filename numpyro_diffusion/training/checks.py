@@ -6,18 +6,31 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from jaxtyping import PyTree
 
+from numpyro_diffusion.checks import checked_instance
 from numpyro_diffusion.datasets import Scaling
 from numpyro_diffusion.reverse import AbstractTrainableReverse
 from numpyro_diffusion.training.events import Events, standard_scaling, standardised
+from numpyro_diffusion.training.objectives import (
+    AbstractObjective,
+    BoundLoss,
+    DenoisingLoss,
+)
 from numpyro_diffusion.training.sources import FromFunction
+from numpyro_diffusion.training.steps import default_optimizer
 
 __all__ = [
     "check_events",
     "check_first_batch",
     "check_held_out",
     "check_losses",
+    "checked_objective",
+    "checked_optimizer",
+    "checked_part",
     "checked_scaling",
+    "trained_leaves",
 ]
 
 # Events whose power is judged where it would cost too much to look at all.
@@ -242,3 +255,46 @@ def _check_finite(name: str, data: np.ndarray) -> None:
             f"fit: {name} must be finite, got {bad} NaN or infinite entries among "
             f"{data.size}."
         )
+
+
+def checked_objective(
+    reverse: AbstractTrainableReverse, objective: AbstractObjective | None
+) -> AbstractObjective:
+    """What is minimised, where nobody says it too."""
+    if objective is None:
+        length = reverse.chain_length
+        return DenoisingLoss() if length is None else BoundLoss(length)
+    return checked_part("objective", objective, AbstractObjective, "DenoisingLoss()")
+
+
+def checked_part(name: str, value: Any, kind: type, example: str) -> Any:
+    """An argument of a kind, or None."""
+    if value is None:
+        return None
+    return checked_instance("fit", name, value, kind, example)
+
+
+def checked_optimizer(
+    optimizer: optax.GradientTransformation | None, num_steps: int
+) -> optax.GradientTransformation:
+    """The optimiser, where nobody says it too."""
+    kind = optax.GradientTransformation
+    found = checked_part("optimizer", optimizer, kind, "optax.adam(1e-3)")
+    return default_optimizer(num_steps) if found is None else found
+
+
+def trained_leaves(
+    reverse: AbstractTrainableReverse, objective: AbstractObjective
+) -> PyTree[bool]:
+    """Which leaves are trained.
+
+    Raises:
+        ValueError: None is.
+    """
+    leaves = objective.trainable(reverse)
+    if not any(jax.tree.leaves(leaves)):
+        raise ValueError(
+            f"fit: reverse must hold something to train, but {type(objective).__name__} "
+            f"finds no floating array in the network of {type(reverse).__name__}."
+        )
+    return leaves

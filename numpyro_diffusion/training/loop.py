@@ -33,8 +33,13 @@ from numpyro_diffusion.training.checks import (
     check_first_batch,
     check_held_out,
     check_losses,
+    checked_objective,
+    checked_optimizer,
+    checked_part,
     checked_scaling,
+    trained_leaves,
 )
+from numpyro_diffusion.training.compute import Compute
 from numpyro_diffusion.training.directions import principal_directions
 from numpyro_diffusion.training.error import checked_knots, measured_error
 from numpyro_diffusion.training.events import Events
@@ -43,10 +48,9 @@ from numpyro_diffusion.training.identity import (
     program_text,
     text_of,
 )
+from numpyro_diffusion.training.monitor import Monitor, validation_loss
 from numpyro_diffusion.training.objectives import (
     AbstractObjective,
-    BoundLoss,
-    DenoisingLoss,
 )
 from numpyro_diffusion.training.resume import Checkpoint
 from numpyro_diffusion.training.sources import (
@@ -58,7 +62,6 @@ from numpyro_diffusion.training.sources import (
 from numpyro_diffusion.training.steps import (
     State,
     compiled_steps,
-    default_optimizer,
     one_step,
 )
 
@@ -71,13 +74,16 @@ class FitResult(NamedTuple):
     Attributes:
         reverse: The trained process: averaged network (and schedule, if learned) and
             measured denoising error.
-        losses: Training loss of each step, shape (num_steps,).
+        losses: Training loss of each step that was done, shape (num_steps,).
         scaling: From the data's units to the process's, if they differ; see `fit`.
+        validation_losses: Loss of the held-out events at each look of the monitor, shape
+            (num_looks,); None without one.
     """
 
     reverse: Any
     losses: Float[np.ndarray, " num_steps"]
     scaling: Scaling | None = None
+    validation_losses: Float[np.ndarray, " num_looks"] | None = None
 
 
 def fit(
@@ -104,6 +110,8 @@ def fit(
     num_error_components: int = 0,
     steps_per_call: int = 50,
     device_bytes: int = 2**30,
+    monitor: Monitor | None = None,
+    compute: Compute | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 1000,
     progress_bar: bool = True,
@@ -146,11 +154,16 @@ def fit(
             that fits is put there whole and looked at whole before the start. Of a larger
             one, as of a function, come the batches of up to `steps_per_call` steps at a
             time, and some events only are looked at.
+        monitor: Looks at the held-out events while training goes on, to stop early and to
+            tell a callback; by default nobody looks.
+        compute: In which precision the work is done, in how many parts and on which
+            devices; by default in that of the data, at once, on one.
         checkpoint: File to which the state is written every `checkpoint_every` steps
             and from which an interrupted run goes on. It must belong to the same run: of
             the same process, data and arguments. What only says how the work is done may
             differ: this argument and the next, `steps_per_call`, `device_bytes`,
-            `progress_bar`. On another kind of device the run goes on, rounded otherwise.
+            `progress_bar`, the devices of `compute` and the callback of `monitor`. On
+            another kind of device the run goes on, rounded otherwise.
         checkpoint_every: See `checkpoint`.
         progress_bar: Whether to show one.
 
@@ -186,8 +199,11 @@ def fit(
     steps_per_call = checked_integer("fit", "steps_per_call", steps_per_call)
     device_bytes = checked_integer("fit", "device_bytes", device_bytes, 0, 2**63)
     checkpoint_every = checked_integer("fit", "checkpoint_every", checkpoint_every)
-    objective = _checked_objective(reverse, objective)
-    optimizer = _checked_optimizer(optimizer, num_steps)
+    checked_part("monitor", monitor, Monitor, "Monitor(every=500)")
+    checked_part("compute", compute, Compute, "Compute(num_parts=4)")
+    compute = Compute() if compute is None else compute
+    objective = checked_objective(reverse, objective)
+    optimizer = checked_optimizer(optimizer, num_steps)
     saved = Checkpoint(checkpoint)
 
     split_key, steps_key, error_key = jax.random.split(key, 3)
@@ -203,10 +219,13 @@ def fit(
         source = FromFunction(train, split_key, start, steps_per_call, device_bytes)
         check_first_batch(reverse, source, shape, scaling, batch_size)
     check_held_out(reverse, train, held_out, scaling, device_bytes)
+    compute.check_batch(source.batch_size)
 
-    params, static = eqx.partition(reverse, _trained_leaves(reverse, objective))
-    state = State(params, params, optimizer.init(params))
-    step = one_step(static, objective, optimizer, ema_decay, scaling)
+    params, static = eqx.partition(reverse, trained_leaves(reverse, objective))
+    watched = None if monitor is None else monitor.start(params, num_steps)
+    state = State(params, params, optimizer.init(params), watched)
+    of_step = static, objective, optimizer, ema_decay, scaling
+    step = one_step(*of_step, compute)
     identity = {}
     if saved.is_kept:
         settings = {
@@ -239,17 +258,25 @@ def fit(
         if isinstance(source, FromFunction):
             contexts = source.first_context
         context = jax.tree.map(like, contexts)
-        identity = _identity(settings, optimizer, step, state, (events, context))
+        if monitor is not None:
+            settings["monitor"] = (monitor.every, monitor.patience)
+        # Which devices do the work is no part of what a run is.
+        anywhere = one_step(*of_step, Compute(compute.num_parts, compute.dtype))
+        identity = _identity(settings, optimizer, anywhere, state, (events, context))
     saved.check(identity)
 
+    is_over = lambda state: monitor is not None and monitor.is_over(state.watched)
+    validate = lambda r: validation_loss(r, objective, held_out, scaling, error_key)
     first = saved.step
     state, losses = saved.resume(state, np.full(num_steps, np.nan))
     advance = compiled_steps(step, source.steps_per_call)
     bar = tqdm(total=num_steps, initial=first, disable=not progress_bar, desc="fit")
     with bar:
-        while first < num_steps:
+        while first < num_steps and not is_over(state):
             until_save = checkpoint_every - first % checkpoint_every
             count = min(source.steps_per_call, num_steps - first, until_save)
+            if monitor is not None:
+                count = min(count, monitor.every - first % monitor.every)
             events, rows = source.block(first, count)
             state, new = advance(state, events, rows, steps_key, first, count)
             losses[first : first + count] = np.asarray(new)[:count]
@@ -257,10 +284,18 @@ def fit(
             first += count
             bar.update(count)
             bar.set_postfix(loss=f"{np.mean(losses[max(0, first - 100) : first]):.4f}")
-            if first % checkpoint_every == 0 or first == num_steps:
+            if monitor is not None and first % monitor.every == 0:
+                seen = losses, state.average, static, validate
+                watched = monitor.looked(state.watched, first, *seen)
+                state = state._replace(watched=watched)
+            if first % checkpoint_every == 0 or first == num_steps or is_over(state):
                 saved.save(first, losses, state, identity)
 
-    trained = eqx.combine(state.average, static)
+    average, looks = state.average, None
+    if monitor is not None:
+        average = monitor.chosen(state.watched, average)
+        looks = np.asarray(state.watched.losses)[: first // monitor.every]
+    trained = eqx.combine(compute.here(average), static)
     error = measured_error(
         trained,
         held_out,
@@ -275,7 +310,7 @@ def fit(
             scaling,
         ),
     )
-    return FitResult(trained.with_error(error), losses, scaling)
+    return FitResult(trained.with_error(error), losses[:first], scaling, looks)
 
 
 def _identity(
@@ -289,41 +324,9 @@ def _identity(
     found = {"version of JAX": jax.__version__}
     for name, value in settings.items():
         found |= dict(facts(name, value))
-    params, _, start = state
+    params, _, start, _ = state
     update = program_text(optimizer.update, params, start, params)
     found["optimizer"] = f"{update} from {text_of(start)}"
     # Functions are known by name so far; here by what they compute.
     found["program of one step"] = program_text(step, state, events, settings["key"], 0)
     return found
-
-
-def _checked_objective(
-    reverse: AbstractTrainableReverse, objective: AbstractObjective | None
-) -> AbstractObjective:
-    if objective is None:
-        length = reverse.chain_length
-        return DenoisingLoss() if length is None else BoundLoss(length)
-    return checked_instance(
-        "fit", "objective", objective, AbstractObjective, "DenoisingLoss()"
-    )
-
-
-def _checked_optimizer(
-    optimizer: optax.GradientTransformation | None, num_steps: int
-) -> optax.GradientTransformation:
-    if optimizer is None:
-        return default_optimizer(num_steps)
-    kind = optax.GradientTransformation
-    return checked_instance("fit", "optimizer", optimizer, kind, "optax.adam(1e-3)")
-
-
-def _trained_leaves(
-    reverse: AbstractTrainableReverse, objective: AbstractObjective
-) -> PyTree[bool]:
-    leaves = objective.trainable(reverse)
-    if not any(jax.tree.leaves(leaves)):
-        raise ValueError(
-            f"fit: reverse must hold something to train, but {type(objective).__name__} "
-            f"finds no floating array in the network of {type(reverse).__name__}."
-        )
-    return leaves

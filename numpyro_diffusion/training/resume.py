@@ -99,8 +99,11 @@ class Checkpoint:
     def save(
         self, step: int, losses: np.ndarray, state: Any, identity: Mapping[str, str]
     ) -> None:
-        """Write the state after `step` steps, replacing the file in one move."""
-        if self._path is None:
+        """Write the state after `step` steps, replacing the file in one move.
+
+        Of several hosts the first one writes.
+        """
+        if self._path is None or jax.process_index() != 0:
             return
         leaves = jax.tree_util.tree_flatten_with_path(state)[0]
         # An optimiser that adds noise has a key among its numbers.

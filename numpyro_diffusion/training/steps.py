@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from numpyro_diffusion.datasets import Scaling
+from numpyro_diffusion.training.compute import Compute
 from numpyro_diffusion.training.events import standardised
 from numpyro_diffusion.training.objectives import AbstractObjective
 
@@ -23,11 +24,13 @@ class State(NamedTuple):
         params: What is trained.
         average: Its moving average.
         optimizer: The optimiser's own state.
+        watched: What a monitor remembers; None without one.
     """
 
     params: PyTree
     average: PyTree
     optimizer: PyTree
+    watched: PyTree = None
 
 
 def one_step(
@@ -36,6 +39,7 @@ def one_step(
     optimizer: optax.GradientTransformation,
     ema_decay: float,
     scaling: Scaling | None = None,
+    compute: Compute | None = None,
 ) -> Callable:
     """A function `(state, (events, contexts), key, index) -> (state, loss)`.
 
@@ -46,10 +50,12 @@ def one_step(
         ema_decay: Decay per step of the average.
         scaling: From the events' units to the network's: batch by batch, so that images
             stay the small integers they are until they are needed.
+        compute: How the work is done.
     """
+    compute = Compute() if compute is None else compute
 
     def batch_loss(params: PyTree, x0: Array, context: PyTree, key: Array) -> Array:
-        reverse = eqx.combine(params, static)
+        reverse = compute.network_as_told(eqx.combine(params, static))
         reverse = reverse if context is None else reverse.given(context)
         return objective.loss(reverse, x0, key)
 
@@ -57,9 +63,8 @@ def one_step(
         step_key = jax.random.fold_in(key, index)
         events, context = events
         x0 = standardised(scaling, events)
-        loss, grads = jax.value_and_grad(batch_loss)(
-            state.params, x0, context, step_key
-        )
+        of_batch = compute.value_and_grad(batch_loss)
+        loss, grads = of_batch(state.params, x0, context, step_key)
         updates, opt_state = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         # A short memory at first, or the average would remember the random start.
@@ -69,7 +74,8 @@ def one_step(
             state.average,
             params,
         )
-        return State(params, average, opt_state), loss
+        state = State(params, average, opt_state, state.watched)
+        return compute.kept_everywhere(state), loss
 
     return step
 
