@@ -20,6 +20,7 @@ from numpyro_diffusion import (
 from numpyro_diffusion.bound import (
     BITS,
     NATS,
+    continuous_bound,
     importance_log_prob,
     variational_bound,
 )
@@ -110,6 +111,7 @@ __all__ = [
     "VelocityPrediction",
     "analytic",
     "calibrate",
+    "continuous_bound",
     "datasets",
     "denoising_error",
     "diagnostics",

@@ -119,6 +119,19 @@ row(
 )
 row("importance_log_prob", batch_size=4, **_CALL)
 row(
+    "continuous_bound",
+    None,
+    ("levels", "t_first"),
+    reverse=GAUSS,
+    data=DATA,
+    key=KEY,
+    levels=None,
+    t_first=0.1,
+    num_times=2,
+    unit=1.0,
+    batch_size=4,
+)
+row(
     "denoising_error",
     reverse=GAUSS,
     data=DATA,

@@ -18,6 +18,7 @@ If the chain's own last step is used, $-H_q(X_1|X_0)$ becomes $E \log p(x_0|x_1)
 Source: Sohl-Dickstein et al. 2015, eq. 9, 14 and appendix B.
 """
 
+from numpyro_diffusion.bound.continuous import ContinuousBound, continuous_bound
 from numpyro_diffusion.bound.evaluation import (
     importance_log_prob,
     null_log_prob,
@@ -32,7 +33,9 @@ __all__ = [
     "BITS",
     "NATS",
     "Bound",
+    "ContinuousBound",
     "ImportanceEstimate",
+    "continuous_bound",
     "importance_log_prob",
     "null_log_prob",
     "pointwise_correction",

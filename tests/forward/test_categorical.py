@@ -202,6 +202,7 @@ def data_law():
     return dict(zip(rows, np.asarray(WEIGHTS), strict=True))
 
 
+@pytest.mark.gate
 @every_kind
 def test_the_exact_chain_of_any_length_has_the_data_law(kind):
     forward = forward_of(kind, nd.schedules.signal_linear())
@@ -214,6 +215,7 @@ def test_the_exact_chain_of_any_length_has_the_data_law(kind):
     assert max(abs(p - data_law().get(s, 0.0)) for s, p in law.items()) > 0.03
 
 
+@pytest.mark.gate
 @every_kind
 def test_the_bound_is_that_of_enumeration(kind):
     """Each term's mean over all x_t, against KLs of whole tables."""
@@ -254,6 +256,7 @@ def test_the_bound_is_that_of_enumeration(kind):
     assert exact_bound < np.log(chain_law(reverse, num_steps)[tuple(x0.tolist())])
 
 
+@pytest.mark.gate
 def test_the_bound_of_a_masked_process_ends_in_its_own_last_step():
     forward = nd.AbsorbingForward(nd.schedules.cosine(), K)
     exact = nd.analytic.PatternsReverse(forward, WEIGHTS, PATTERNS)

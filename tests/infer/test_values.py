@@ -10,9 +10,11 @@ import numpyro.distributions as dist
 import pytest
 from numpyro.infer import MCMC
 from reference import mean_z_scores
+from scipy.stats import binom, norm
 
 import numpyro_diffusion as nd
 
+pytestmark = pytest.mark.gate
 K, LENGTH, NUM_STEPS = 3, 3, 4
 LIMIT = 4.5  # z-scores; of 50 one is beyond by luck once in 3000 seeds
 WORDS = jnp.array([[0, 1, 2], [2, 2, 0], [1, 0, 1], [2, 0, 0], [0, 0, 2]])
@@ -166,3 +168,28 @@ def test_twisted_smc_agrees_with_enumeration_under_a_hard_limit():
     found = frequencies(posterior.get_samples()["x"]).mean(0)
     width = np.sqrt(right * (1 - right) / float(posterior.ess[-1, 0]))
     assert np.all(np.abs(found - right) < 5 * width + 1e-3)
+
+
+def test_counts_that_are_seen_in_part():
+    """Of each count every one is seen with chance 0.6; the total with noise."""
+    forward = nd.CategoricalForward(nd.schedules.cosine(), K)
+    prior, seen, total = prior_of(forward), jnp.array([1, 0, 0]), 3.0
+
+    def model():
+        x = numpyro.sample("x", prior)
+        numpyro.sample("seen", dist.Binomial(x, 0.6).to_event(1), obs=seen)
+        numpyro.sample("total", dist.Normal(jnp.sum(x), 0.5), obs=total)
+
+    likelihood = binom.logpmf(np.asarray(seen), np.asarray(STATES), 0.6).sum(1)
+    likelihood += norm.logpdf(total, np.asarray(STATES).sum(1), 0.5)
+    joint = chain_law(prior) * np.exp(likelihood)
+    posterior = nd.infer.TwistedSMC(model, num_particles=8000).run(jax.random.key(3))
+    error = float(posterior.log_evidence_error)
+    assert abs(float(posterior.log_evidence) - np.log(joint.sum())) < 5 * error
+    right = joint / joint.sum()
+    found = frequencies(posterior.get_samples()["x"]).mean(0)
+    width = np.sqrt(right * (1 - right) / float(posterior.ess[-1, 0]))
+    assert np.all(np.abs(found - right) < 5 * width + 1e-3)
+    without_total = chain_law(prior) * (seen <= STATES).all(1)  # control
+    gap = np.abs(found - without_total / without_total.sum())
+    assert np.any(gap > 5 * width + 1e-3)

@@ -43,6 +43,7 @@ class Noiseless(nd.AbstractObjective):
         return jnp.mean(jax.vmap(lambda x: reverse.loss(x, 0.7 * x + 0.2, t))(x0))
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("num_parts", [2, 8])
 def test_parts_of_a_batch_are_the_batch(num_parts):
     of = {"objective": Noiseless(), "optimizer": optax.sgd(0.1)}
@@ -72,6 +73,7 @@ def test_each_part_has_noise_of_its_own():
     np.testing.assert_allclose(losses[1], 1.0 + noise, rtol=1e-12)
 
 
+@pytest.mark.gate
 def test_half_precision_in_the_network_alone():
     single = jax.tree.map(lambda a: a.astype(jnp.float32), network())
     seen = set()
@@ -97,6 +99,7 @@ def test_half_precision_in_the_network_alone():
     assert not np.array_equal(half.losses, full.losses)
 
 
+@pytest.mark.gate
 def test_half_precision_under_a_context():
     net = nd.networks.Conditional(network(context_shape=()), jnp.array(0.0))
     data = (DATA, DATA[:, 0])
