@@ -14,6 +14,22 @@ import numpyro
 import numpyro.distributions as dist
 
 import numpyro_diffusion as nd
+from numpyro_diffusion.reverse.devices import checked_devices, shared_out
+
+
+def is_split(devices):
+    """Whether no device has all rows of what is shared out."""
+    rows = jax.jit(lambda x: shared_out(devices, 2.0 * x))(np.ones((8, 2)))
+    return len(rows.sharding.device_set) > 1 and not rows.is_fully_replicated
+
+
+def of_three(devices):
+    """What is said where devices do not divide three rows."""
+    try:
+        checked_devices("f", devices, 3, "num")
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def main(devices):
@@ -54,6 +70,9 @@ def main(devices):
         "evidence": float(posterior.log_evidence),
         "draws": np.asarray(posterior.get_samples()["x"]).tolist(),
         "num_devices": jax.device_count(),
+        "num_sharing": len(posterior.log_weights.sharding.device_set),
+        "is_split": is_split(devices),
+        "of_three": of_three(devices),
     }
 
 

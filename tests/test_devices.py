@@ -46,7 +46,14 @@ def assert_same(found, expected):
 @pytest.mark.gate
 def test_two_simulated_devices_and_two_processes_agree_with_one_device():
     shared, alone = results(started(2))
-    assert shared["num_devices"] == 2
+    assert (shared["num_devices"], shared["num_sharing"]) == (2, 2)
+    assert (alone["num_devices"], alone["num_sharing"]) == (2, 1)  # control
+    assert shared["is_split"]
+    assert (
+        shared["of_three"]
+        == "f: the number of devices must divide num=3, got 2 devices."
+    )
+    assert not alone["is_split"]
     assert_same(shared, alone)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -54,7 +61,8 @@ def test_two_simulated_devices_and_two_processes_agree_with_one_device():
     processes = [started(1, address, 2, index) for index in range(2)]
     for process in processes:
         (found,) = results(process)
-        assert found["num_devices"] == 2
+        assert (found["num_devices"], found["num_sharing"]) == (2, 2)
+        assert found["is_split"]
         assert_same(found, alone)
 
 
@@ -69,8 +77,8 @@ def test_one_device_by_name_is_the_default_one():
     [
         (["cpu"], TypeError, r"f: devices must be a list of JAX's, .* got \['cpu'\]"),
         (3, TypeError, "f: devices must be a list of JAX's, .* got 3"),
-        ([], ValueError, "the number of devices must divide num=4, got 0 devices"),
-        (jax.devices()[:1] * 3, ValueError, "must divide num=4, got 3 devices"),
+        ([], ValueError, r"devices must be at least one, and each come once, got \[\]"),
+        (jax.devices()[:1] * 3, ValueError, "each come once"),
     ],
 )
 def test_what_are_no_devices_is_refused(devices, error, message):

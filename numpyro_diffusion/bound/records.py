@@ -49,12 +49,14 @@ class Bound(NamedTuple):
     @property
     def K_learned(self) -> Float[Array, ""]:
         """K with the chain's own last step in place of the paper's fixed one."""
-        path = self.entropy_last - self.entropy_terminal - jnp.sum(self.step_kls)
+        path = (
+            self.entropy_last - self.entropy_terminal - jnp.sum(self.step_kls, axis=-1)
+        )
         return path + self.reconstruction
 
     @property
     def gain(self) -> Float[Array, ""]:
-        """K - L_null, the right-hand column of the paper's table 1."""
+        """K - L_null, the right-hand column of the paper's table 1; infinite with masks."""
         return self.K - self.L_null
 
 

@@ -10,6 +10,7 @@ from numpyro.distributions import constraints
 from numpyro_diffusion.checks import is_traced
 from numpyro_diffusion.forward.categorical import (
     AbstractCategoricalForward,
+    as_states,
     factorised_categorical,
 )
 from numpyro_diffusion.forward.schedule import AbstractSchedule
@@ -39,7 +40,9 @@ class AbsorbingForward(AbstractCategoricalForward):
         ValueError: `num_values` is less than 2, or the schedule leaves more than a
             millionth of the signal at t = 1.
 
-    **Error:** what the schedule leaves at t = 1, per entry, is neglected.
+    **Error:** what the schedule leaves at t = 1, per entry, is neglected. Probabilities
+    below the least number of their type are zero, and a bound that meets one is infinite:
+    in single precision where a network's logits differ by more than 100.
 
     Source: Austin et al. 2021 (arXiv:2107.03006); for the parametrisation Sahoo et al.
     2024 (arXiv:2406.07524).
@@ -121,7 +124,7 @@ class AbsorbingForward(AbstractCategoricalForward):
         return factorised_categorical(_with_mask(kept[..., None] * known, lost))
 
     def _is_masked(self, x: Array) -> Array:
-        return jnp.asarray(x) == self.num_values
+        return as_states(x) == self.num_values
 
     @property
     def _largest(self) -> int:

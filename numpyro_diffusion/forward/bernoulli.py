@@ -134,7 +134,8 @@ class BernoulliForward(AbstractForward):
     def cross_entropy(
         self, x0: Num[Array, "*event"], logits: Float[Array, "*event"]
     ) -> Float[Array, "*event"]:
-        return jax.nn.softplus(logits) - as_float(x0) * logits
+        # Of the bit's own side: infinite logits, as at t = 0, times zero are no number.
+        return jax.nn.softplus(jnp.where(as_float(x0) > 0.5, -logits, logits))
 
     def _check(self, method: str, times: dict[str, Any], **events: Array) -> None:
         caller = f"BernoulliForward.{method}"

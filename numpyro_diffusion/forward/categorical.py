@@ -27,6 +27,7 @@ from numpyro_diffusion.forward.schedule import AbstractSchedule
 __all__ = [
     "AbstractCategoricalForward",
     "CategoricalForward",
+    "as_states",
     "factorised_categorical",
 ]
 
@@ -55,7 +56,7 @@ class AbstractCategoricalForward(AbstractForward):
 
     def embed(self, x: Num[Array, "*event"]) -> Float[Array, "*event K"]:
         # What is no value, as the mask of `AbsorbingForward`, becomes a row of zeros.
-        return jax.nn.one_hot(x, self.num_values, dtype=_float_of(x))
+        return jax.nn.one_hot(as_states(x), self.num_values, dtype=_float_of(x))
 
     def log_probabilities(
         self, mean: Float[Array, "*event K"]
@@ -240,7 +241,12 @@ class CategoricalForward(AbstractCategoricalForward):
         signal_s, noise_s = _columns(x_t, curve.alpha_bar(s), curve.noise(s))
         signal_t, noise_t = _columns(x_t, curve.alpha_bar(t), curve.noise(t))
         # Bayes' rule in x_0, then in x_s: no table of K x K.
-        of_x0 = x0_mean / self._likelihood(one_hot, signal_t, noise_t)
+        likelihood = self._likelihood(one_hot, signal_t, noise_t)
+        # At t = 0 all values but one are impossible.
+        is_possible = likelihood > 0.0
+        of_x0 = jnp.where(is_possible, x0_mean, 0.0) / jnp.where(
+            is_possible, likelihood, 1.0
+        )
         rate = jnp.broadcast_to(self._rate(one_hot), one_hot.shape)
         total = jnp.sum(of_x0, axis=-1, keepdims=True)
         before = signal_s * of_x0 + noise_s * rate * total
@@ -251,10 +257,14 @@ def factorised_categorical(probabilities: Array) -> dist.Distribution:
     """Independent entries, of the shape of `probabilities` without its last axis.
 
     What has probability zero has a log probability of minus infinity, as nearly as there
-    is a number: times zero it is zero.
+    is a number: times zero it is zero. Rows that are no probabilities, since one is
+    negative, NaN or all are zero, are NaN.
     """
     lowest = jnp.finfo(probabilities.dtype).min
     logits = jnp.where(probabilities > 0.0, _safe_log(probabilities), lowest)
+    total = jnp.sum(probabilities, axis=-1, keepdims=True)
+    is_law = jnp.all(probabilities >= 0.0, axis=-1, keepdims=True) & (total > 0.0)
+    logits = jnp.where(is_law, logits, jnp.nan)
     return _FewValues(logits).to_event(probabilities.ndim - 1)
 
 
@@ -262,6 +272,14 @@ class _FewValues(dist.CategoricalLogits):
     """Of which NumPyro makes mixtures: it refuses supports that are read off parameters."""
 
     support = constraints.nonnegative_integer  # pyright: ignore
+
+
+def as_states(x: ArrayLike) -> Array:
+    """Values in a type that can hold one more: a byte holds no mask beside 256 values."""
+    x = jnp.asarray(x)
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        return x
+    return x.astype(np.promote_types(x.dtype, np.int32))
 
 
 def _safe_log(x: Array) -> Array:

@@ -43,10 +43,10 @@ from numpyro_diffusion.reverse import AbstractReverse
 __all__ = ["ValueTilt", "likeliest", "tilted_values"]
 
 
-# Powers of the tilt that are tried, and the share of the best one's effective draws at
-# which a larger power is as good.
+# Powers of the tilt that are tried; standard errors by which an estimate is lowered before
+# it is compared, and by how many nats a smaller power must be better.
 _POWERS = (1.0, 0.75, 0.5, 0.25, 0.0)
-_AS_GOOD = 0.95
+_ERRORS, _BETTER = 2.0, 0.05
 
 
 class ValueTilt(AbstractGuidance):
@@ -55,10 +55,12 @@ class ValueTilt(AbstractGuidance):
     For processes whose entries take finitely many values: bits, categories. The likelihood
     is evaluated once per entry and value, and not differentiated.
 
-    Each problem's tilt is taken to that power among 0, 1/4, ..., 1 at which draws from the
-    tilted entries have the largest effective number under the weights $p(y | x) \prod_i
-    p_i(x_i) / \tilde p_i(x_i)$; the twist is the mean of these weights. If the likelihood
-    factorises over entries, all are equal and the power is one.
+    Each problem's tilt is taken to one of the powers 0, 1/4, ..., 1. Draws from the tilted
+    entries, under the weights $p(y | x) \prod_i p_i(x_i) / \tilde p_i(x_i)$, estimate the
+    expected likelihood by their mean; that power is taken whose estimate, lowered by two of
+    its standard errors, is largest, and the estimate is the twist. (A tilt that misses
+    where the likelihood is may have equal weights: these are small.) If the likelihood
+    factorises over entries, all weights are equal and the power is one.
 
     Attributes:
         num_draws: Number of draws at each power, at least 2; the likelihood is evaluated
@@ -66,7 +68,9 @@ class ValueTilt(AbstractGuidance):
             that the twist is a function.
 
     Error: none for a likelihood that factorises over entries that are independent given
-    x_t; else that of the tilt and of `num_draws` draws, which weights correct.
+    x_t; else that of the tilt and of `num_draws` draws, which weights correct. They do not
+    where a likelihood of zero ties entries together, as a checksum does: a value that is
+    impossible with all others at their likeliest is never proposed. Take `Averaged` there.
 
     Raises:
         TypeError: The process is over real numbers, or `num_draws` is no integer.
@@ -196,15 +200,19 @@ def _trusted_tilt(
         weights = jnp.where(found < jnp.inf, found, -jnp.inf)  # NaN too
         log_sum = jax.nn.logsumexp(weights, axis=0)
         log_ess = 2.0 * log_sum - jax.nn.logsumexp(2.0 * weights, axis=0)
-        ess = jnp.where(log_sum > -jnp.inf, jnp.exp(log_ess), 0.0)
-        return proposal, log_sum - jnp.log(num_draws), ess
+        # Relative variance of the mean; without any weight there is no estimate.
+        ess = jnp.where(log_sum > -jnp.inf, jnp.exp(log_ess), 1.0)
+        error = jnp.sqrt(jnp.maximum(1.0 / ess - 1.0 / num_draws, 0.0))
+        log_mean = log_sum - jnp.log(num_draws)
+        return proposal, log_mean, log_mean - _ERRORS * error
 
     powers = jnp.asarray(_POWERS, here.dtype)
-    proposals, log_means, ess = jax.lax.map(at_power, powers)
-    best = jnp.argmax(ess >= _AS_GOOD * jnp.max(ess, axis=0), axis=0)
+    proposals, log_means, scores = jax.lax.map(at_power, powers)
+    best = jnp.argmax(scores >= jnp.max(scores, axis=0) - _BETTER, axis=0)
     problems = jnp.arange(len(best))
     mean = over_stack(forward.mean_of)(proposals[best, problems])
-    return mean, finite(log_means[best, problems])
+    # Minus infinity where no draw is possible: then nothing is known, which is not nothing.
+    return mean, log_means[best, problems]
 
 
 def _check_means(caller: str, forward: AbstractForward, mean: Array) -> None:

@@ -60,7 +60,7 @@ class AbstractNetwork(eqx.Module):
 
 
 def num_parameters(tree: Any) -> int:
-    """How many numbers `fit` would train: those of all floating arrays of a tree."""
+    """How many numbers the floating arrays of a network hold."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype")]
     floating = [x for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)]
     return sum(math.prod(leaf.shape) for leaf in floating)

@@ -150,6 +150,7 @@ class Transformer(AbstractNetwork):
             key: Random key, used once.
 
         Raises:
+            TypeError: If `positions` is no truth value.
             ValueError: If a size is not a positive integer, the event has no axis,
                 `num_heads` does not divide `width`, or both kinds of context are asked
                 for.
@@ -169,7 +170,11 @@ class Transformer(AbstractNetwork):
                 f"{owner}: num_heads must divide width, got num_heads={num_heads} and "
                 f"width={width}."
             )
-        self.positions = bool(positions)
+        if not isinstance(positions, bool):
+            raise TypeError(
+                f"{owner}: positions must be True or False, got {positions!r}."
+            )
+        self.positions = positions
         self.context_shape, self.num_classes = checked_context(
             owner, context_shape, num_classes
         )

@@ -34,6 +34,10 @@ from numpyro_diffusion.reverse.base import AbstractReverse, ReverseStep
 
 __all__ = ["GaussianReverse", "MixtureReverse", "PatternsReverse"]
 
+# Log likelihood of an entry that a pattern cannot have become: of an x_t that fits none,
+# those count that fit it in the most entries.
+_MISFIT = -1000.0
+
 _GAUSSIAN_FIELDS = ("forward", "mean", "eigenvalues", "eigenvectors")
 
 
@@ -228,7 +232,9 @@ class MixtureReverse(AbstractReverse):
 class PatternsReverse(AbstractReverse):
     """Exact reversal for data that are one of finitely many patterns: of bits, of letters.
 
-    Its transitions are mixtures, over the patterns, of factorised bridges.
+    Its transitions are mixtures, over the patterns, of factorised bridges. What no pattern
+    can have become, as a chain of independent entries can, is taken for those that it fits
+    in the most entries.
 
     Attributes:
         forward: The forward process, whose entries take finitely many values.
@@ -268,7 +274,7 @@ class PatternsReverse(AbstractReverse):
     def denoising_variance(self, t: ArrayLike) -> Float[Array, ""]:
         """An upper bound: the variance of an entry under the data law, averaged."""
         mean = jnp.tensordot(self.weights, self.forward.embed(self.patterns), 1)
-        return jnp.mean(mean * (1.0 - mean)) * self.forward.schedule.noise(t)
+        return jnp.mean(mean * (1.0 - mean))
 
     def step(
         self, x_t: Num[Array, "*event"], *, t: ArrayLike, s: ArrayLike
@@ -288,10 +294,10 @@ class PatternsReverse(AbstractReverse):
 
     def _log_weights(self, x_t: Array, t: ArrayLike) -> Float[Array, " num_patterns"]:
         _check_event(self, x_t, t, self.patterns[0])
-        law: Any = self.forward.marginal(self.patterns, t)
-        seen = jnp.broadcast_to(x_t, self.patterns.shape)
-        log_likelihoods = law.base_dist.to_event(x_t.ndim).log_prob(seen)
-        return jnp.log(self.weights) + log_likelihoods
+        told = self.forward.evidence(x_t, t)
+        fits = -jax.vmap(lambda p: self.forward.cross_entropy(p, told))(self.patterns)
+        entries = tuple(range(1, fits.ndim))
+        return jnp.log(self.weights) + jnp.sum(jnp.maximum(fits, _MISFIT), entries)
 
 
 def _check_forward(

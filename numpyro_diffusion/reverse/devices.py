@@ -19,18 +19,21 @@ _Devices = tuple[Any, ...] | None  # None for JAX's default one
 _AXIS = "rows"
 
 
-def checked_devices(caller: str, devices: Any, num_rows: int, what: str) -> _Devices:
+def checked_devices(
+    caller: str, devices: Any, num_rows: int | None = None, what: str = ""
+) -> _Devices:
     """Devices among which rows can be shared out equally.
 
     Args:
         caller: Who asks, for the error.
         devices: As `jax.devices()` lists them; None for none in particular.
-        num_rows: Number of rows.
+        num_rows: Number of rows, if it is known.
         what: What they are called, for the error.
 
     Raises:
         TypeError: These are no devices.
-        ValueError: There are none, or their number does not divide that of the rows.
+        ValueError: There are none, one comes twice, or their number does not divide that
+            of the rows.
     """
     if devices is None:
         return None
@@ -40,7 +43,11 @@ def checked_devices(caller: str, devices: Any, num_rows: int, what: str) -> _Dev
             f"{caller}: devices must be a list of JAX's, as jax.devices(), or None, got "
             f"{devices!r}."
         )
-    if not found or num_rows % len(found):
+    if not found or len(set(found)) < len(found):
+        raise ValueError(
+            f"{caller}: devices must be at least one, and each come once, got {devices!r}."
+        )
+    if num_rows is not None and num_rows % len(found):
         raise ValueError(
             f"{caller}: the number of devices must divide {what}={num_rows}, got "
             f"{len(found)} devices."

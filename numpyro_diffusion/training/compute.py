@@ -29,8 +29,9 @@ class Compute(eqx.Module):
             their gradients averaged: memory for one part is enough (gradient
             accumulation). Noise levels are spread evenly over each part.
         dtype: Type in which the network computes, "bfloat16" for mixed precision:
-            parameters, their updates, times and the loss stay as they are. By default as
-            the data come.
+            parameters, their updates, times and the loss stay as they are; a context of
+            numbers is rounded to eight bits, and wants to be of unit scale. An objective
+            that looks into the network finds it wrapped. By default as the data come.
         devices: Devices that share each batch (data parallelism), as `jax.devices()`; the
             network is on all of them. Losses differ from those of one device by the
             rounding of a sum. Of several hosts, after `jax.distributed.initialize`, each
@@ -57,8 +58,13 @@ class Compute(eqx.Module):
                 f"Compute: dtype must be one of {', '.join(_DTYPES)} or None, got "
                 f"{dtype!r}."
             )
+        if dtype == "float64" and not jax.config.jax_enable_x64:
+            raise ValueError(
+                "Compute: dtype must be one that JAX has, and float64 it has with "
+                'jax.config.update("jax_enable_x64", True) only, got float64.'
+            )
         self.dtype = dtype
-        self.devices = checked_devices("Compute", devices, 0, "batch_size")
+        self.devices = checked_devices("Compute", devices)
 
     def check_batch(self, batch_size: int) -> None:
         """Refuse batches that cannot be divided so.

@@ -273,13 +273,65 @@ def test_the_bound_of_a_masked_process_ends_in_its_own_last_step():
 
 
 @pytest.mark.promotes
-def test_bytes_hold_a_mask_beside_256_values():
-    forward = nd.AbsorbingForward(nd.schedules.signal_linear(), 256)
-    x0 = jnp.array([0, 255], jnp.uint8)
+@pytest.mark.parametrize("num_values", [256, 300])
+def test_bytes_are_what_integers_are(num_values):
+    """A byte holds no mask beside 256 values, and counts no further than 255."""
+    schedule = nd.schedules.signal_linear()
+    x0 = jnp.array([0, 44, 255])
+    for forward in (
+        nd.AbsorbingForward(schedule, num_values),
+        nd.CategoricalForward(schedule, num_values),
+    ):
+        expected = probs(forward.marginal(x0, 0.5))
+        found = probs(forward.marginal(x0.astype(jnp.uint8), 0.5))
+        np.testing.assert_array_equal(found, expected)
+        likely = found[0, :num_values] > 0.4
+        np.testing.assert_array_equal(likely, np.arange(num_values) == 0)
+        reverse = nd.DenoisingReverse(forward, jnp.zeros_like)
+        losses = [
+            reverse.loss(x, jnp.array([0, 1, 2]), jnp.array(0.5))
+            for x in (x0, x0.astype(jnp.uint8))
+        ]
+        assert losses[0] == losses[1]
     grid = nd.schedules.uniform_grid(4)
-    path = nd.forward.noising_path(jax.random.key(0), forward, x0, grid)
-    assert np.all(np.asarray(path[-1]) == 256)
-    assert np.all(np.asarray(path[0]) == np.array([0, 255]))
+    forward = nd.AbsorbingForward(schedule, num_values)
+    path = nd.forward.noising_path(
+        jax.random.key(0), forward, x0.astype(jnp.uint8), grid
+    )
+    assert np.all(np.asarray(path[-1]) == num_values)
+    np.testing.assert_array_equal(path[0], x0)
+
+
+@every_kind
+def test_a_step_of_no_length_stays(kind):
+    forward = forward_of(kind, nd.schedules.signal_linear())
+    x = jnp.array([0, 2])
+    for time in (0.0, 0.4):
+        law = forward.posterior(x, x, s=time, t=time)
+        np.testing.assert_allclose(probs(law)[:, :K], np.eye(K)[[0, 2]], atol=1e-12)
+
+
+@pytest.mark.parametrize("row", [[np.nan, 0.5, 0.5], [0.0, 0.0, 0.0], [-0.5, 0.5, 1.0]])
+def test_what_are_no_probabilities_is_no_law(row):
+    """Not a law that draws zeros."""
+    rows = jnp.array([row, [0.2, 0.3, 0.5]])
+    with pytest.raises(ValueError, match="invalid logits"):  # NumPyro's validation
+        nd.forward.factorised_categorical(rows)
+    law_of = lambda rows: nd.forward.factorised_categorical(rows).base_dist
+    log_probs = jax.jit(lambda rows: law_of(rows).log_prob(jnp.array([0, 2])))(rows)
+    assert np.isnan(log_probs[0])
+    np.testing.assert_allclose(log_probs[1], np.log(0.5), rtol=1e-12)
+
+
+@every_kind
+def test_an_event_that_no_pattern_fits_counts_for_the_nearest(kind):
+    forward = forward_of(kind, nd.schedules.signal_linear())
+    words = jnp.array([[0, 0, 0, 0], [1, 1, 1, 1]])
+    exact = nd.analytic.PatternsReverse(forward, jnp.array([0.9, 0.1]), words)
+    assert np.isfinite(exact.denoise(jnp.array([0, 0, 1, 1]), 0.0)).all()
+    # Three entries of the second, one of the first: at t = 0 nothing is forgotten.
+    found = exact.denoise(jnp.array([0, 1, 1, 1]), 0.0)
+    np.testing.assert_allclose(found, np.eye(K)[[1, 1, 1, 1]], atol=1e-12)
 
 
 @pytest.mark.parametrize(
