@@ -58,7 +58,7 @@ class Compute(eqx.Module):
                 f"Compute: dtype must be one of {', '.join(_DTYPES)} or None, got "
                 f"{dtype!r}."
             )
-        if dtype == "float64" and not jax.config.jax_enable_x64:
+        if dtype == "float64" and jax.dtypes.canonicalize_dtype(dtype) != dtype:
             raise ValueError(
                 "Compute: dtype must be one that JAX has, and float64 it has with "
                 'jax.config.update("jax_enable_x64", True) only, got float64.'

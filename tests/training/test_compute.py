@@ -110,3 +110,12 @@ def test_half_precision_under_a_context():
 def test_a_batch_that_parts_do_not_divide_is_refused():
     with pytest.raises(ValueError, match="must divide batch_size=32, got 5"):
         fitted(Compute(num_parts=5))
+
+
+def test_double_precision_that_jax_has_not_is_refused():
+    with (
+        jax.enable_x64(False),
+        pytest.raises(ValueError, match="float64 it has with"),
+    ):
+        Compute(dtype="float64")
+    assert Compute(dtype="float64").dtype == "float64"
