@@ -31,6 +31,7 @@ from numpyro_diffusion.checks import (
     checked_share,
     checked_width,
 )
+from numpyro_diffusion.forward import as_float
 from numpyro_diffusion.reverse import AbstractReverse
 
 __all__ = ["ContinuousBound", "continuous_bound"]
@@ -115,8 +116,7 @@ def continuous_bound(
     num_times = checked_integer(caller, "num_times", num_times)
     unit = checked_width(caller, "unit", unit)
     checked_integer(caller, "batch_size", batch_size)
-    x0 = jnp.asarray(data)
-    x0 = x0 if jnp.issubdtype(x0.dtype, jnp.floating) else x0.astype(float)
+    x0 = as_float(jnp.asarray(data))
     spacing = None
     if levels is not None:
         levels, spacing = _checked_levels(caller, levels, x0)

@@ -1,7 +1,12 @@
 """Forward diffusion: how data turn into noise."""
 
 from numpyro_diffusion.forward.absorbing import AbsorbingForward
-from numpyro_diffusion.forward.base import AbstractForward, as_float, noising_path
+from numpyro_diffusion.forward.base import (
+    AbstractForward,
+    as_float,
+    as_states,
+    noising_path,
+)
 from numpyro_diffusion.forward.bernoulli import (
     BernoulliForward,
     bernoulli_of_log_odds,
@@ -22,6 +27,7 @@ __all__ = [
     "CategoricalForward",
     "GaussianForward",
     "as_float",
+    "as_states",
     "bernoulli_of_log_odds",
     "factorised_bernoulli",
     "factorised_categorical",

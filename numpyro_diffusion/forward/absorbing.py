@@ -8,9 +8,9 @@ from jaxtyping import Array, Float, Num
 from numpyro.distributions import constraints
 
 from numpyro_diffusion.checks import is_traced
+from numpyro_diffusion.forward.base import as_states
 from numpyro_diffusion.forward.categorical import (
     AbstractCategoricalForward,
-    as_states,
     factorised_categorical,
 )
 from numpyro_diffusion.forward.schedule import AbstractSchedule

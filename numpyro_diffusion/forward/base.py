@@ -34,7 +34,7 @@ from numpyro.distributions import constraints
 from numpyro_diffusion.checks import checked_array
 from numpyro_diffusion.forward.schedule import AbstractSchedule
 
-__all__ = ["AbstractForward", "as_float", "check_events", "noising_path", "widened"]
+__all__ = ["AbstractForward", "as_float", "as_states", "check_events", "noising_path"]
 
 
 class AbstractForward(eqx.Module):
@@ -242,12 +242,12 @@ def as_float(x: Num[Array, "*event"]) -> Float[Array, "*event"]:
     return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(float)
 
 
-def widened(forward: AbstractForward, x0: Num[Array, "*event"]) -> Num[Array, "*event"]:
-    """`x0` in a type that holds noisy events too: in a byte 256 values leave no mask."""
-    if not jnp.issubdtype(x0.dtype, jnp.integer):
-        return x0
-    noisy = jax.eval_shape(forward.terminal(x0.shape).sample, jax.random.key(0)).dtype
-    return x0.astype(jnp.promote_types(x0.dtype, noisy))
+def as_states(x: Num[Array, "*event"]) -> Num[Array, "*event"]:
+    """`x` in a type that holds noisy events too: in a byte 256 values leave no mask."""
+    x = jnp.asarray(x)
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        return x
+    return x.astype(np.promote_types(x.dtype, np.int32))
 
 
 def noising_path(
@@ -271,7 +271,7 @@ def noising_path(
     """
     keys = jax.random.split(key, len(grid) - 1)
 
-    x0 = widened(forward, x0)
+    x0 = as_states(x0)
 
     def step(x_s: Array, inputs: tuple[Array, Array, Array]) -> tuple[Array, Array]:
         s, t, step_key = inputs

@@ -21,13 +21,17 @@ from numpyro_diffusion.checks import (
     checked_weights,
     is_traced,
 )
-from numpyro_diffusion.forward.base import AbstractForward, check_events
+from numpyro_diffusion.forward.base import (
+    AbstractForward,
+    as_float,
+    as_states,
+    check_events,
+)
 from numpyro_diffusion.forward.schedule import AbstractSchedule
 
 __all__ = [
     "AbstractCategoricalForward",
     "CategoricalForward",
-    "as_states",
     "factorised_categorical",
 ]
 
@@ -70,7 +74,7 @@ class AbstractCategoricalForward(AbstractForward):
         return factorised_categorical(mean)
 
     def decode(self, logits: Float[Array, "*event K"]) -> Float[Array, "*event K"]:
-        return jax.nn.softmax(logits)
+        return self.mean_of(logits)
 
     def cross_entropy(
         self, x0: Num[Array, "*event"], logits: Float[Array, "*event K"]
@@ -212,7 +216,7 @@ class CategoricalForward(AbstractCategoricalForward):
             x_t, self.schedule.alpha_bar(t), self.schedule.noise(t)
         )
         likelihood = self._likelihood(self.embed(x_t), signal, noise)
-        return jnp.where(likelihood > 0.0, _safe_log(likelihood), -jnp.inf)
+        return self.log_probabilities(likelihood)
 
     def _rate(self, like: Array) -> Float[Array, " K"]:
         if self.rate is None:
@@ -274,14 +278,6 @@ class _FewValues(dist.CategoricalLogits):
     support = constraints.nonnegative_integer  # pyright: ignore
 
 
-def as_states(x: ArrayLike) -> Array:
-    """Values in a type that can hold one more: a byte holds no mask beside 256 values."""
-    x = jnp.asarray(x)
-    if jnp.issubdtype(x.dtype, jnp.floating):
-        return x
-    return x.astype(np.promote_types(x.dtype, np.int32))
-
-
 def _safe_log(x: Array) -> Array:
     """The logarithm, and zero with a finite gradient where `x` is not positive."""
     return jnp.log(jnp.where(x > 0.0, x, 1.0))
@@ -299,6 +295,5 @@ def _columns(x: Array, *of_times: ArrayLike) -> tuple[Array, ...]:
 
 
 def _float_of(x: ArrayLike) -> Any:
-    """The floating type of an array of floats, else JAX's own."""
-    dtype = jnp.asarray(x).dtype
-    return dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.zeros(()).dtype
+    """The type that `as_float` gives an array."""
+    return as_float(jnp.asarray(x)).dtype

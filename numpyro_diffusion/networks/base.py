@@ -8,10 +8,15 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import wadler_lindig as wl
-from jaxtyping import Array, Num
+from jaxtyping import Array, Float, Num
 
 from numpyro_diffusion.networks._common import check_event
-from numpyro_diffusion.networks.context_embedding import check_classes, check_context
+from numpyro_diffusion.networks.context_embedding import (
+    ContextEmbedding,
+    check_classes,
+    check_context,
+)
+from numpyro_diffusion.networks.time_embedding import TimeEmbedding
 
 __all__ = ["AbstractNetwork", "num_parameters"]
 
@@ -22,6 +27,8 @@ class AbstractNetwork(eqx.Module):
     Shown by its sizes and its number of parameters, not by its arrays.
     """
 
+    embed: eqx.AbstractVar[TimeEmbedding]
+    embed_context: eqx.AbstractVar[ContextEmbedding | None]
     event_shape: eqx.AbstractVar[tuple[int, ...]]
     context_shape: eqx.AbstractVar[tuple[int, ...] | None]
     num_classes: eqx.AbstractVar[int | None]
@@ -46,6 +53,16 @@ class AbstractNetwork(eqx.Module):
         name = type(self).__name__
         check_event(name, self.event_shape, x, t)
         check_context(name, self.context_shape, self.num_classes, context)
+
+    def embedding(
+        self, t: Array, context: Any, dtype: jnp.dtype
+    ) -> Float[Array, " time_width"]:
+        """Embedding of the time, with that of the context added if it has one."""
+        # A time in double precision must not drag the whole network there.
+        embedding = self.embed(t).astype(dtype)
+        if self.embed_context is None:
+            return embedding
+        return embedding + self.embed_context(context).astype(dtype)
 
     def __pdoc__(self, **_: Any) -> wl.AbstractDoc:
         """For `repr`, also of what the network is a part of."""

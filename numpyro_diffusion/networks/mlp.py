@@ -153,10 +153,7 @@ class MLP(AbstractNetwork):
                 missing or of another shape.
         """
         self.check_call(x, t, context)
-        # A time in double precision must not drag the whole network there.
-        embedding = self.embed(t).astype(x.dtype)
-        if self.embed_context is not None:
-            embedding = embedding + self.embed_context(context).astype(x.dtype)
+        embedding = self.embedding(t, context, x.dtype)
         h = dense(self.first, x.reshape(-1))
         for block in self.blocks:
             h = block(h, embedding)

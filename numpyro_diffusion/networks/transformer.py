@@ -214,9 +214,7 @@ class Transformer(AbstractNetwork):
                 missing or of another shape.
         """
         self.check_call(x, t, context)
-        embedding = self.embed(t).astype(x.dtype)
-        if self.embed_context is not None:
-            embedding = embedding + self.embed_context(context).astype(x.dtype)
+        embedding = self.embedding(t, context, x.dtype)
         h = dense(self.first, x.reshape(len(x), -1))
         if self.places is not None:
             h = h + self.places

@@ -224,13 +224,10 @@ class UNet(AbstractNetwork):
                 missing or of another shape.
         """
         self.check_call(x, t, context)
-        # A time in double precision must not drag the whole network there.
-        embedding = self.embed(t).astype(x.dtype)
+        embedding = self.embedding(t, context, x.dtype)
         height, width = self.event_shape[:2]
         h = x.reshape(height, width, -1)
-        if self.embed_context is not None:
-            embedding = embedding + self.embed_context(context).astype(x.dtype)
-        elif context is not None:
+        if self.embed_context is None and context is not None:
             field = jnp.asarray(context).astype(x.dtype).reshape(height, width, -1)
             h = jnp.concatenate([h, field], axis=-1)
         h = _pad(h, 2 ** len(self.down))

@@ -17,7 +17,7 @@ from jaxtyping import Array, Num
 from numpyro.contrib.control_flow import scan
 
 from numpyro_diffusion.checks import checked_array, checked_instance, checked_shape
-from numpyro_diffusion.forward import AbstractForward, uniform_grid
+from numpyro_diffusion.forward import AbstractForward, as_states, uniform_grid
 from numpyro_diffusion.reverse import AbstractReverse
 
 __all__ = ["forward_model", "reverse_model"]
@@ -48,7 +48,7 @@ def forward_model(
     checked_instance(
         caller, "forward", forward, AbstractForward, "GaussianForward(schedule)"
     )
-    x0 = jnp.asarray(checked_array(caller, "x0", x0))
+    x0 = as_states(checked_array(caller, "x0", x0))
     grid = uniform_grid(num_steps)
 
     def step(x_s: Array, times: tuple[Array, Array]) -> tuple[Array, Array]:

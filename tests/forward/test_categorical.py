@@ -1,12 +1,12 @@
 """Diffusion of K values against tables of probabilities, multiplied and enumerated."""
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
+from numpyro import handlers
+from value_chains import Factorised, chain_law, states_of
 
 import numpyro_diffusion as nd
 
@@ -158,43 +158,14 @@ def test_gradients_are_finite_where_probabilities_are_zero():
     assert np.all(np.asarray(jax.grad(kl)(output))[1] == 0.0)  # nothing to be learned
 
 
-def factorised(exact):
-    """The best factorised reversal: the denoiser of an exact one, bridges averaged."""
-
-    class Factorised(nd.AbstractReverse):
-        forward: nd.AbstractForward
-
-        def denoise(self, x_t, t):
-            return exact.denoise(x_t, t)
-
-        def denoising_variance(self, t):
-            return exact.denoising_variance(t)
-
-    return Factorised(exact.forward)
-
-
 PATTERNS = jnp.array([[0, 1], [2, 2], [1, 0], [2, 0]])
 WEIGHTS = jnp.array([0.1, 0.4, 0.3, 0.2])
 
 
-def states_of(forward):
-    largest = int(forward.noisy_support.upper_bound)
-    return jnp.array(list(itertools.product(range(largest + 1), repeat=2)))
-
-
-def chain_law(reverse, num_steps):
-    """Of x_0: the product of tables of all states, from the terminal law down."""
-    states = states_of(reverse.forward)
-    law = np.exp(np.asarray(jax.vmap(reverse.forward.terminal((2,)).log_prob)(states)))
-    for k in range(num_steps, 0, -1):
-        t, s = k / num_steps, (k - 1) / num_steps
-
-        def row(x_t, t=t, s=s):
-            return jax.vmap(reverse.transition(x_t, t=t, s=s).log_prob)(states)
-
-        rows = np.exp(np.asarray(jax.vmap(row)(states)))
-        law = law @ np.where((law > 0.0)[:, None], rows, 0.0)  # what is ever reached
-    return dict(zip(map(tuple, np.asarray(states).tolist()), law, strict=True))
+def law_of_x0(reverse, num_steps):
+    """By the events, as tuples."""
+    events = map(tuple, np.asarray(states_of(reverse.forward, 2)).tolist())
+    return dict(zip(events, chain_law(reverse, 2, num_steps), strict=True))
 
 
 def data_law():
@@ -207,11 +178,11 @@ def data_law():
 def test_the_exact_chain_of_any_length_has_the_data_law(kind):
     forward = forward_of(kind, nd.schedules.signal_linear())
     exact = nd.analytic.PatternsReverse(forward, WEIGHTS, PATTERNS)
-    law = chain_law(exact, 3)
+    law = law_of_x0(exact, 3)
     for state, probability in law.items():
         assert abs(probability - data_law().get(state, 0.0)) < 1e-12
     # control: independent entries are not the law
-    law = chain_law(factorised(exact), 3)
+    law = law_of_x0(Factorised(exact), 3)
     assert max(abs(p - data_law().get(s, 0.0)) for s, p in law.items()) > 0.03
 
 
@@ -220,8 +191,8 @@ def test_the_exact_chain_of_any_length_has_the_data_law(kind):
 def test_the_bound_is_that_of_enumeration(kind):
     """Each term's mean over all x_t, against KLs of whole tables."""
     forward = forward_of(kind, nd.schedules.signal_linear())
-    reverse = factorised(nd.analytic.PatternsReverse(forward, WEIGHTS, PATTERNS))
-    x0, num_steps, states = PATTERNS[1], 4, states_of(forward)
+    reverse = Factorised(nd.analytic.PatternsReverse(forward, WEIGHTS, PATTERNS))
+    x0, num_steps, states = PATTERNS[1], 4, states_of(forward, 2)
     probability = lambda law: np.exp(np.asarray(jax.vmap(law.log_prob)(states)))
 
     @jax.jit
@@ -234,7 +205,7 @@ def test_the_bound_is_that_of_enumeration(kind):
             rows(reverse.transition(x_t, t=t, s=s)),
         )
 
-    total = 0.0
+    total = first_term = 0.0
     for k in range(2, num_steps + 1):
         t, s = k / num_steps, (k - 1) / num_steps
         times = jnp.full(len(states), t), jnp.full(len(states), s)
@@ -244,6 +215,7 @@ def test_the_bound_is_that_of_enumeration(kind):
         ratios = np.log(np.where(q > 0, q, 1.0) / np.where(q > 0, p, 1.0))
         np.testing.assert_allclose(kls, np.sum(q * ratios, axis=1), atol=1e-10)
         total += weights[seen] @ kls
+        first_term = total if k == 2 else first_term
     at_first = probability(forward.marginal(x0, 1 / num_steps))
     last = lambda x_t: reverse.transition(x_t, t=1 / num_steps, s=0.0).log_prob(x0)
     seen = at_first > 0
@@ -253,7 +225,10 @@ def test_the_bound_is_that_of_enumeration(kind):
     )
     z = (float(bound.K_learned) - exact_bound) / float(bound.standard_error_learned)
     assert abs(z) < 4.5  # by luck once in 150,000
-    assert exact_bound < np.log(chain_law(reverse, num_steps)[tuple(x0.tolist())])
+    # control: the first step of the sum left out
+    wrong = exact_bound + first_term
+    assert abs(float(bound.K_learned) - wrong) > 9 * bound.standard_error_learned
+    assert exact_bound < np.log(law_of_x0(reverse, num_steps)[tuple(x0.tolist())])
 
 
 @pytest.mark.gate
@@ -300,6 +275,10 @@ def test_bytes_are_what_integers_are(num_values):
     )
     assert np.all(np.asarray(path[-1]) == num_values)
     np.testing.assert_array_equal(path[0], x0)
+    program = handlers.seed(nd.forward_model, jax.random.key(0))
+    assert np.all(
+        np.asarray(program(forward, x0.astype(jnp.uint8), 4))[-1] == num_values
+    )
 
 
 @every_kind

@@ -11,6 +11,7 @@ import pytest
 from numpyro.infer import MCMC
 from reference import mean_z_scores
 from scipy.stats import binom, norm
+from value_chains import Factorised, chain_law, states_of
 
 import numpyro_diffusion as nd
 
@@ -28,47 +29,16 @@ KINDS = {
 every_kind = pytest.mark.parametrize("forward", KINDS.values(), ids=KINDS)
 
 
-class Factorised(nd.AbstractReverse):
-    """The denoiser of an exact process, with averaged bridges: a network's best."""
-
-    exact: nd.analytic.PatternsReverse
-
-    @property
-    def forward(self):
-        return self.exact.forward
-
-    def denoise(self, x_t, t):
-        return self.exact.denoise(x_t, t)
-
-    def denoising_variance(self, t):
-        return self.exact.denoising_variance(t)
-
-
 def prior_of(forward):
     exact = nd.analytic.PatternsReverse(forward, WEIGHTS, WORDS)
     return nd.DiffusionPrior(Factorised(exact), (LENGTH,), num_steps=NUM_STEPS)
 
 
-def chain_law(prior):
-    """Of x_0, in the order of `STATES`, by tables of all noisy states."""
-    reverse = prior.reverse
-    largest = int(reverse.forward.noisy_support.upper_bound)
-    noisy = jnp.array(list(itertools.product(range(largest + 1), repeat=LENGTH)))
-    terminal = reverse.forward.terminal((LENGTH,))
-    law = np.exp(np.asarray(jax.vmap(terminal.log_prob)(noisy)))
-
-    @jax.jit
-    @jax.vmap
-    def rows(x_t, t, s):
-        return jnp.exp(jax.vmap(reverse.transition(x_t, t=t, s=s).log_prob)(noisy))
-
-    for t, s in itertools.pairwise(np.asarray(prior.grid)[::-1]):
-        times = jnp.full(len(noisy), t), jnp.full(len(noisy), s)
-        found = np.asarray(rows(noisy, *times))
-        law = law @ np.where((law > 0.0)[:, None], found, 0.0)
-    is_clean = (np.asarray(noisy) < K).all(1)
-    np.testing.assert_allclose(law[is_clean].sum(), 1.0, rtol=1e-12)
-    return law[is_clean]
+def law_of_x0(prior):
+    """Of x_0, in the order of `STATES`."""
+    law = chain_law(prior.reverse, LENGTH, NUM_STEPS)
+    noisy = np.asarray(states_of(prior.reverse.forward, LENGTH))
+    return law[(noisy < K).all(1)]  # nothing is masked at the end
 
 
 def model_of(prior):
@@ -90,7 +60,7 @@ def exact_posterior(prior):
     likelihood = dist.Normal(STATES.sum(1), 0.7).log_prob(SEEN[0])
     reported = 0.1 + 0.7 * jax.nn.one_hot(STATES[:, 0], K)
     likelihood += dist.CategoricalProbs(reported).log_prob(SEEN[1])
-    joint = chain_law(prior) * np.exp(np.asarray(likelihood))
+    joint = law_of_x0(prior) * np.exp(np.asarray(likelihood))
     return joint / joint.sum(), np.log(joint.sum())
 
 
@@ -103,7 +73,7 @@ def test_draws_are_those_of_the_chain(forward):
     prior = prior_of(forward)
     draws = prior.sample(jax.random.key(0), (4000,))
     assert np.asarray(prior.support(draws)).all()
-    law = chain_law(prior)
+    law = law_of_x0(prior)
     width = np.sqrt(law * (1 - law) / len(draws))
     gap = np.abs(frequencies(draws).mean(0) - law)
     assert np.all(gap < 5 * width + 1e-12)
@@ -130,7 +100,7 @@ def test_particle_gibbs_agrees_with_enumeration(forward):
     z = mean_z_scores(found[:, often], exact[often])
     assert np.abs(z).max() < LIMIT
     # control: the prior's law
-    z = mean_z_scores(found[:, often], chain_law(prior)[often])
+    z = mean_z_scores(found[:, often], law_of_x0(prior)[often])
     assert np.abs(z).max() > 2 * LIMIT
 
 
@@ -157,7 +127,7 @@ def test_twisted_smc_agrees_with_enumeration_under_a_hard_limit():
         x = numpyro.sample("x", prior)
         numpyro.factor("sum", jnp.where(jnp.sum(x) == 3, 0.0, -jnp.inf))
 
-    law = np.where(np.asarray(STATES).sum(1) == 3, chain_law(prior), 0.0)
+    law = np.where(np.asarray(STATES).sum(1) == 3, law_of_x0(prior), 0.0)
     smc = nd.infer.TwistedSMC(
         model, num_particles=8000, guidance=nd.guidance.Averaged()
     )
@@ -168,6 +138,9 @@ def test_twisted_smc_agrees_with_enumeration_under_a_hard_limit():
     found = frequencies(posterior.get_samples()["x"]).mean(0)
     width = np.sqrt(right * (1 - right) / float(posterior.ess[-1, 0]))
     assert np.all(np.abs(found - right) < 5 * width + 1e-3)
+    # control: possible states as likely as each other
+    flat = (law > 0.0) / np.sum(law > 0.0)
+    assert np.any(np.abs(found - flat) > 5 * width + 1e-3)
 
 
 # NumPyro's binomial law has no number for more than there are.
@@ -184,7 +157,7 @@ def test_counts_that_are_seen_in_part():
 
     likelihood = binom.logpmf(np.asarray(seen), np.asarray(STATES), 0.6).sum(1)
     likelihood += norm.logpdf(total, np.asarray(STATES).sum(1), 0.5)
-    joint = chain_law(prior) * np.exp(likelihood)
+    joint = law_of_x0(prior) * np.exp(likelihood)
     posterior = nd.infer.TwistedSMC(model, num_particles=8000).run(jax.random.key(3))
     error = float(posterior.log_evidence_error)
     assert abs(float(posterior.log_evidence) - np.log(joint.sum())) < 5 * error
@@ -192,6 +165,6 @@ def test_counts_that_are_seen_in_part():
     found = frequencies(posterior.get_samples()["x"]).mean(0)
     width = np.sqrt(right * (1 - right) / float(posterior.ess[-1, 0]))
     assert np.all(np.abs(found - right) < 5 * width + 1e-3)
-    without_total = chain_law(prior) * (seen <= STATES).all(1)  # control
+    without_total = law_of_x0(prior) * (seen <= STATES).all(1)  # control
     gap = np.abs(found - without_total / without_total.sum())
     assert np.any(gap > 5 * width + 1e-3)
