@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+import small_networks
 
 from numpyro_diffusion.networks import MLP, Conditional, UNet
 
@@ -20,10 +21,7 @@ EXAMPLE = {"scale": jnp.ones(()), "shift": jnp.ones(2)}
 
 
 def filled(make, **arguments):
-    """A network whose arrays, the zeros too, are all random."""
-    rng = np.random.default_rng(0)
-    shapes = eqx.filter_eval_shape(lambda: make(**arguments, key=jr.key(0)))
-    return jax.tree.map(lambda a: jnp.asarray(0.3 * rng.normal(size=a.shape)), shapes)
+    return small_networks.filled(lambda: make(**arguments, key=jr.key(0)))
 
 
 def test_it_calls_the_network_with_its_context():

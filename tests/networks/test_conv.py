@@ -6,17 +6,12 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from small_networks import jit
 
 from numpyro_diffusion.networks import Conv
 from numpyro_diffusion.networks.conv import conv_lax, conv_patches, convolve
 
 SHAPES = [(8, 8, 3, 4, 3), (5, 7, 1, 2, 3), (1, 2, 2, 1, 5), (3, 4, 2, 5, 1)]
-
-
-def jit(function):
-    """Compile in half the time: these programs are tiny, and each runs once."""
-    options = {"xla_backend_optimization_level": 0}
-    return jax.jit(lambda *args: function(*args), compiler_options=options)
 
 
 def arrays(shape):

@@ -4,12 +4,12 @@ XLA's compiler for CPUs got a sum over channels wrong, for half of 256 events at
 (docs/symptoms/batch.md); smaller batches show nothing.
 """
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from small_networks import filled
 
 from numpyro_diffusion.networks import MLP, Patched, Spectral, Transformer, UNet
 
@@ -34,20 +34,14 @@ NETWORKS = {
 }
 
 
-def filled(make):
-    """The network in single precision, its arrays, the zeros too, all random."""
-    rng = np.random.default_rng(0)
-    fill = lambda a: jnp.asarray(0.3 * rng.normal(size=a.shape), jnp.float32)
-    is_array = lambda a: isinstance(a, jax.ShapeDtypeStruct)
-    network = eqx.filter_eval_shape(make, jr.key(0))
-    return jax.tree.map(lambda a: fill(a) if is_array(a) else a, network)
-
-
 @pytest.mark.gate
 @pytest.mark.promotes
 @pytest.mark.parametrize("name", list(NETWORKS))
 def test_a_large_batch_is_what_its_events_are(name):
-    network, time = filled(NETWORKS[name]), jnp.float32(0.4)
+    network, time = (
+        filled(NETWORKS[name], jr.key(0), dtype=jnp.float32),
+        jnp.float32(0.4),
+    )
     x = jr.normal(jr.key(1), (NUM, *SHAPE), jnp.float32)
     together = jax.jit(jax.vmap(lambda x: network(x, time)))(x)
     in_turn = jax.jit(lambda x: jax.lax.map(lambda x: network(x, time), x))(x)

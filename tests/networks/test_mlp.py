@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+import small_networks
+from small_networks import jit
 
 from numpyro_diffusion.networks import MLP, num_parameters
 
@@ -18,21 +20,8 @@ def make(event_shape, **arguments):
     return MLP(event_shape, **sizes, key=jr.key(0))
 
 
-def jit(function):
-    """Compile in half the time: these programs are tiny, and each runs once."""
-    options = {"xla_backend_optimization_level": 0}
-    return jax.jit(lambda *args: function(*args), compiler_options=options)
-
-
 def filled(event_shape, **arguments):
-    """A network whose arrays, the zeros too, are all random.
-
-    NumPy fills them: JAX would compile one draw for each shape, and most of the time of
-    these tests would go there.
-    """
-    rng = np.random.default_rng(0)
-    network = eqx.filter_eval_shape(make, event_shape, **arguments)
-    return jax.tree.map(lambda a: jnp.asarray(0.3 * rng.normal(size=a.shape)), network)
+    return small_networks.filled(make, event_shape, **arguments)
 
 
 @pytest.mark.parametrize("event_shape", [(), (3,), (2, 1, 3)], ids=str)

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 import scipy.fft
+import small_networks
 
 import numpyro_diffusion as nd
 from numpyro_diffusion.networks import Spectral
@@ -22,12 +23,7 @@ def make(event_shape, **arguments):
 
 
 def filled(event_shape, **arguments):
-    """A network whose arrays, the zeros too, are all random."""
-    rng = np.random.default_rng(0)
-    network = eqx.filter_eval_shape(make, event_shape, **arguments)
-    fill = lambda a: jnp.asarray(0.3 * rng.normal(size=a.shape))
-    is_array = lambda a: isinstance(a, jax.ShapeDtypeStruct)
-    return jax.tree.map(lambda a: fill(a) if is_array(a) else a, network)
+    return small_networks.filled(make, event_shape, **arguments)
 
 
 @pytest.mark.parametrize("shape", [(5,), (4, 6), (2, 3, 1)], ids=str)

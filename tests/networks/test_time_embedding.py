@@ -6,23 +6,16 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+import small_networks
+from small_networks import jit
 
 from numpyro_diffusion.networks import TimeEmbedding
 from numpyro_diffusion.networks.time_embedding import FiLM
 
 
-def jit(function):
-    """Compile in half the time: these programs are tiny, and each runs once."""
-    options = {"xla_backend_optimization_level": 0}
-    return jax.jit(lambda *args: function(*args), compiler_options=options)
-
-
 def filled(width, **arguments):
-    """An embedding with random arrays; NumPy fills them, since JAX compiles draws."""
-    rng = np.random.default_rng(0)
     build = lambda: TimeEmbedding(width, **arguments, key=jr.key(0))
-    embed = eqx.filter_eval_shape(build)
-    return jax.tree.map(lambda a: jnp.asarray(0.3 * rng.normal(size=a.shape)), embed)
+    return small_networks.filled(build)
 
 
 def test_features_are_waves_of_geometric_frequencies():

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+import small_networks
+from small_networks import jit
 
 from numpyro_diffusion.networks import Transformer
 
@@ -19,16 +21,7 @@ def make(event_shape, **arguments):
 
 
 def filled(event_shape, **arguments):
-    """A network whose arrays, the zeros too, are all random, drawn by NumPy."""
-    rng = np.random.default_rng(0)
-    network = eqx.filter_eval_shape(make, event_shape, **arguments)
-    return jax.tree.map(lambda a: jnp.asarray(0.3 * rng.normal(size=a.shape)), network)
-
-
-def jit(function):
-    """Compile in half the time: these programs are tiny, and each runs once."""
-    options = {"xla_backend_optimization_level": 0}
-    return jax.jit(lambda *args: function(*args), compiler_options=options)
+    return small_networks.filled(make, event_shape, **arguments)
 
 
 @pytest.mark.parametrize("event_shape", [(3,), (4, 2), (2, 2, 3)], ids=str)

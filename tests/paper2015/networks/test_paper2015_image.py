@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from small_networks import jit
 
 from numpyro_diffusion.paper2015.networks import BumpBasis, MultiScaleNet
 
@@ -20,12 +21,6 @@ SMALL = {
 }
 DENSE = {"dense_width": 5}
 DENSE_ONLY = {"dense_width": 5, "channels": 0}
-
-
-def jit(function):
-    """Compile in half the time: these programs are tiny, and each runs once."""
-    options = {"xla_backend_optimization_level": 0}
-    return jax.jit(lambda *args: function(*args), compiler_options=options)
 
 
 apply = jit(lambda network, x, t: network(x, t))

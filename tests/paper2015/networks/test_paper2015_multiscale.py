@@ -6,14 +6,9 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from small_networks import jit
 
 from numpyro_diffusion.paper2015.networks import MultiScaleConv
-
-
-def jit(function):
-    """Compile in half the time: these programs are tiny, and each runs once."""
-    options = {"xla_backend_optimization_level": 0}
-    return jax.jit(lambda *args: function(*args), compiler_options=options)
 
 
 def normal(shape, seed=1):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from small_networks import jit
 
 import numpyro_diffusion as nd
 from numpyro_diffusion.paper2015 import networks as paper2015
@@ -36,12 +37,6 @@ CASES = {
         {**IMAGE, "channels": 0, "dense_width": 5, "num_outputs": None},
     ),
 }
-
-
-def jit(function):
-    """Compile in half the time: these programs are tiny, and each runs once."""
-    options = {"xla_backend_optimization_level": 0}
-    return jax.jit(lambda *args: function(*args), compiler_options=options)
 
 
 apply = jit(lambda network, x, t: network(x, t))
