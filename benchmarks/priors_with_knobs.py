@@ -321,7 +321,7 @@ def trained_prior(process: Process, sizes: Sizes) -> nd.DiffusionPrior:
     )
     for batch_size, num_steps, rate, key in parts:
         stream = Stream(process, batch_size)
-        batch = jax.jit(stream)
+        batch = eqx.filter_jit(stream.__call__)
         held_out = jax.tree.map(
             lambda *parts: jnp.concatenate(parts),
             *(batch(jr.key(7), i) for i in range(2048 // batch_size)),
