@@ -35,7 +35,6 @@ from numpyro_diffusion.guidance import AbstractGuidance
 from numpyro_diffusion.model import Likelihood
 from numpyro_diffusion.pretrained import load_pretrained
 from numpyro_diffusion.prior import DiffusionPrior, FewStepMap
-from numpyro_diffusion.registry import register_exports, register_former_name
 from numpyro_diffusion.reverse import (
     AbstractPrediction,
     AbstractReverse,
@@ -60,6 +59,7 @@ from numpyro_diffusion.samplers import (
     reverse_model,
 )
 from numpyro_diffusion.saving import load, read_card, save
+from numpyro_diffusion.saving.registry import register_exports, register_former_name
 from numpyro_diffusion.schedules import AbstractSchedule
 from numpyro_diffusion.training import (
     AbstractObjective,

@@ -70,7 +70,7 @@ def test_every_public_name_is_on_a_page(module):
     assert missing(module) == []
 
 
-@pytest.mark.parametrize("module", [nd.archive, nd.model.sites])
+@pytest.mark.parametrize("module", [nd.saving.archive, nd.model.sites])
 def test_internals_are_on_none(module):
     """This is the control of the test above as well: names can be missing."""
     assert set(missing(module)) >= set(module.__all__) - {"ArchiveError"}

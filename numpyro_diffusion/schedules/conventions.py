@@ -18,7 +18,7 @@ from numpyro_diffusion.checks import (
     checked_width,
 )
 from numpyro_diffusion.forward import AbstractSchedule
-from numpyro_diffusion.registry import register
+from numpyro_diffusion.saving.registry import register
 from numpyro_diffusion.schedules.base import (
     AbstractRatioSchedule,
     checked_angle,

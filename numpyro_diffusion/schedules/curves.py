@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 from numpyro_diffusion.checks import checked_real
 from numpyro_diffusion.forward import AbstractSchedule
-from numpyro_diffusion.registry import register
+from numpyro_diffusion.saving.registry import register
 from numpyro_diffusion.schedules.base import (
     AbstractRatioSchedule,
     checked_angle,

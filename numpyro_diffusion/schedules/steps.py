@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from numpyro_diffusion.checks import checked_array, checked_num_steps, checked_share
 from numpyro_diffusion.forward import AbstractSchedule, uniform_grid
-from numpyro_diffusion.registry import register
+from numpyro_diffusion.saving.registry import register
 from numpyro_diffusion.schedules.base import (
     checked_angle,
     checked_time,

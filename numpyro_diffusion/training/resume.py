@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numpyro_diffusion.archive import ArchiveError, read_archive, write_archive
+from numpyro_diffusion.saving.archive import ArchiveError, read_archive, write_archive
 
 __all__ = ["Checkpoint"]
 

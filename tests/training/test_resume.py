@@ -13,7 +13,7 @@ import pytest
 from tiny_run import FORWARD, gaussian, run, same, small
 
 import numpyro_diffusion as nd
-from numpyro_diffusion.archive import ArchiveError, read_archive, write_archive
+from numpyro_diffusion.saving.archive import ArchiveError, read_archive, write_archive
 from numpyro_diffusion.training import resume
 from numpyro_diffusion.training.identity import program_text, text_of
 

@@ -21,11 +21,15 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 
-from numpyro_diffusion import registry
-from numpyro_diffusion.archive import Archive, ArchiveError, read_archive, write_archive
-from numpyro_diffusion.registry import Entry, register
+from numpyro_diffusion.saving import registry
+from numpyro_diffusion.saving.archive import (
+    Archive,
+    ArchiveError,
+    read_archive,
+    write_archive,
+)
 
-__all__ = ["load", "read_card", "register", "save"]
+__all__ = ["load", "read_card", "save"]
 
 _KIND = "checkpoint"
 _TRAINING = "training state"  # what `fit(checkpoint=...)` writes
@@ -136,7 +140,7 @@ def _encode(value: Any, where: str, arrays: dict[str, Any]) -> Any:
 
 
 def _take_apart(
-    obj: Any, entry: Entry, where: str, arrays: dict[str, Any]
+    obj: Any, entry: registry.Entry, where: str, arrays: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     if entry.sort == "config":
         members = obj.to_config()
@@ -259,7 +263,7 @@ def _decode_array(name: str, sort: str, file: _File) -> Any:
     return restored
 
 
-def _look_up(name: str, sort: str, file: _File) -> Entry:
+def _look_up(name: str, sort: str, file: _File) -> registry.Entry:
     entry = registry.entry_named(name)
     if entry is None:
         raise ArchiveError(
@@ -276,7 +280,7 @@ def _look_up(name: str, sort: str, file: _File) -> Entry:
 
 
 def _put_together(
-    entry: Entry, values: dict[str, Any], leaves: dict[str, Any], file: _File
+    entry: registry.Entry, values: dict[str, Any], leaves: dict[str, Any], file: _File
 ) -> Any:
     reason = registry.mismatch(entry, values)
     if reason is not None:

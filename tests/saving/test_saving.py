@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 from jax.core import Tracer
 
-from numpyro_diffusion import registry
-from numpyro_diffusion.archive import ArchiveError, read_archive, write_archive
-from numpyro_diffusion.saving import load, read_card, register, save
+from numpyro_diffusion.saving import load, read_card, register, registry, save
+from numpyro_diffusion.saving.archive import ArchiveError, read_archive, write_archive
 
 
 @register
@@ -598,6 +597,6 @@ def test_file_is_read_in_another_process(path):
         capture_output=True,
         text=True,
         check=True,
-        cwd=pathlib.Path(registry.__file__).parents[1],
+        cwd=pathlib.Path(nd.__file__).parents[1],
     )
     assert done.stdout.strip() == "float32 [0.0, 1.0, 2.0] x"

@@ -9,9 +9,14 @@ import numpy as np
 import pytest
 
 import numpyro_diffusion as nd
-from numpyro_diffusion import registry
-from numpyro_diffusion.archive import ArchiveError, read_archive, write_archive
-from numpyro_diffusion.registry import entry_named, entry_of, misfit, register_exports
+from numpyro_diffusion.saving import registry
+from numpyro_diffusion.saving.archive import ArchiveError, read_archive, write_archive
+from numpyro_diffusion.saving.registry import (
+    entry_named,
+    entry_of,
+    misfit,
+    register_exports,
+)
 
 
 @pytest.fixture

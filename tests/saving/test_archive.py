@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from numpyro_diffusion import archive
-from numpyro_diffusion.archive import ArchiveError, read_archive, write_archive
+from numpyro_diffusion.saving import archive
+from numpyro_diffusion.saving.archive import ArchiveError, read_archive, write_archive
 
 DTYPES = [
     "bool",
