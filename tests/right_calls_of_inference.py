@@ -189,6 +189,7 @@ row(
 )
 row("Monitor", None, ("patience", "callback"), every=2, patience=1, callback=print)
 row("Compute", None, ("dtype", "devices"), num_parts=2, dtype="bfloat16", devices=None)
+row("ContinuousLoss", first_noise=1e-4)
 row("BoundLoss", num_steps=2, every_step=False)
 row("DenoisingLoss", None, ("times", "weight"), times=lambda u: u, weight=lambda t: t)
 row("forward_model", call=seeded(nd.forward_model), forward=FORWARD, x0=X, num_steps=2)

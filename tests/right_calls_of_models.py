@@ -63,12 +63,15 @@ row(
 row("schedules.Tabulated", curve, signal=jnp.array([1, 0.5]), lost=jnp.array([0, 0.5]))
 row("schedules.Learned", curve, beta_1=0.1, log_increments=jnp.array([0.1]))
 row("schedules.learned", curve, num_steps=3, beta_1=0.1)
+row("schedules.Monotone", curve, nsr_min=0.1, nsr_max=9.0, logits=jnp.array([0.1, 1]))
+row("schedules.monotone", curve, nsr_min=0.1, nsr_max=9.0, num_pieces=2)
 row("schedules.tabulated", curve, betas=[0.1, 0.2])
 row("schedules.reference_code", curve, num_steps=5)
 row("schedules.uniform_grid", num_steps=3)
 for _schedule in (
     *(SCHEDULE, nd.schedules.signal_linear(), nd.schedules.geometric()),
     *(nd.schedules.tabulated([0.1, 0.2]), nd.schedules.learned(3, 0.1)),
+    nd.schedules.monotone(0.1, 9.0, 2),
     *(nd.schedules.variance_preserving(), nd.schedules.sub_variance_preserving()),
     *(nd.schedules.edm(20.0, 3.0), nd.schedules.straight()),
 ):

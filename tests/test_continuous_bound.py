@@ -116,28 +116,3 @@ def test_bits_are_refused():
     )
     with pytest.raises(TypeError, match="use variational_bound"):
         nd.continuous_bound(bits, jnp.zeros((2, 3)), key=jax.random.key(0))
-
-
-@pytest.mark.gate
-def test_velocities_at_times_even_in_the_integral_train_the_bound():
-    """The loss of `docs/training.md` is the integral, per entry."""
-    schedule, first = COSINE.schedule, 0.02
-    most = -float(jnp.log(schedule.noise(first)))
-
-    def even(share):
-        noise = jnp.exp(-most * (1.0 - share))
-        return schedule.time(jnp.arcsin(jnp.sqrt(noise)))
-
-    exact = Exact(COSINE, LEVELS, WEIGHTS)
-    prediction = nd.VelocityPrediction()
-    output = lambda x, t: prediction.output(COSINE, exact.denoise(x, t), x, t)
-    reverse = nd.DenoisingReverse(COSINE, output, prediction)
-    data, _ = data_of(4000)
-    loss = lambda key: nd.DenoisingLoss(times=even).loss(reverse, data, key)
-    found = np.array([loss(jax.random.key(seed)) for seed in range(8)]) * 1.5 * most
-    bound = nd.continuous_bound(
-        exact, data, key=jax.random.key(9), levels=LEVELS, t_first=first
-    )
-    error = np.hypot(found.std() / np.sqrt(7), 0.02)  # the bound's own is 0.012
-    assert abs(found.mean() - float(bound.diffusion)) < LIMIT * error
-    assert float(bound.diffusion) > 20 * error  # control: it is told from nothing

@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
@@ -94,7 +93,8 @@ def trained_prior(
     """A chain trained on the bound, and what it took.
 
     It is kept in `NETWORKS` (or `out`) and taken from there if it was trained with the
-    same setting; delete it to train anew.
+    same setting; delete it to train anew. A training that was stopped, at any point, goes
+    on from its last checkpoint beside it, and its seconds are those since the last start.
     """
     schedule = geometric_schedule() if schedule is None else schedule
     card: dict[str, Any] = {
@@ -111,12 +111,13 @@ def trained_prior(
         if card.items() <= kept.items():
             return nd.load(path), kept
     start = time.perf_counter()
-    prior = _train(train, setting, schedule, progress_bar=not quick)
-    weights = jax.tree.leaves(eqx.filter(prior.reverse.network, eqx.is_inexact_array))
-    card["weights"] = sum(weight.size for weight in weights)
-    card["train_seconds"] = round(time.perf_counter() - start)
     path.parent.mkdir(parents=True, exist_ok=True)
+    state = path.with_name(f"{name}-{setting.train_steps}.checkpoint")
+    prior = _train(train, setting, schedule, state, progress_bar=not quick)
+    card["weights"] = nd.networks.num_parameters(prior.reverse.network)
+    card["train_seconds"] = round(time.perf_counter() - start)
     nd.save(path, prior, card=card)
+    state.unlink()
     return prior, card
 
 
@@ -124,6 +125,7 @@ def _train(
     train: Float[Array, "num *image"],
     setting: Setting,
     schedule: AbstractSchedule,
+    state: Path,
     *,
     progress_bar: bool,
 ) -> nd.DiffusionPrior:
@@ -147,6 +149,8 @@ def _train(
         optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)),
         validation=train[: max(1, min(100, len(train) // 20))],
         num_error_levels=steps,
+        checkpoint=state,
+        checkpoint_every=250,
         progress_bar=progress_bar,
     )
     return nd.DiffusionPrior(result.reverse, shape, steps)

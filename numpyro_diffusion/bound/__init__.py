@@ -18,7 +18,12 @@ If the chain's own last step is used, $-H_q(X_1|X_0)$ becomes $E \log p(x_0|x_1)
 Source: Sohl-Dickstein et al. 2015, eq. 9, 14 and appendix B.
 """
 
-from numpyro_diffusion.bound.continuous import ContinuousBound, continuous_bound
+from numpyro_diffusion.bound.continuous import (
+    ContinuousBound,
+    continuous_bound,
+    integrand,
+    time_at,
+)
 from numpyro_diffusion.bound.evaluation import (
     importance_log_prob,
     null_log_prob,
@@ -37,9 +42,11 @@ __all__ = [
     "ImportanceEstimate",
     "continuous_bound",
     "importance_log_prob",
+    "integrand",
     "null_log_prob",
     "pointwise_correction",
     "reconstruction",
     "step_kl",
+    "time_at",
     "variational_bound",
 ]

@@ -31,10 +31,10 @@ from numpyro_diffusion.checks import (
     checked_share,
     checked_width,
 )
-from numpyro_diffusion.forward import as_float
+from numpyro_diffusion.forward import AbstractSchedule, as_float
 from numpyro_diffusion.reverse import AbstractReverse
 
-__all__ = ["ContinuousBound", "continuous_bound"]
+__all__ = ["ContinuousBound", "continuous_bound", "integrand", "time_at"]
 
 # Noise at the first time in units of the distance of levels: a level is then read off x_t
 # with an error below 1e-9, and the network need not know a hundredth of that distance.
@@ -158,11 +158,7 @@ def _parts(
     ends = -jnp.log(jnp.stack([schedule.noise(1.0), schedule.noise(t_first)]))
 
     def at_time(x0: Array, u: Array, key: Array) -> Array:
-        """The integrand."""
-        t = schedule.time(jnp.arcsin(jnp.exp(-0.5 * u)))
-        x_t = jnp.asarray(forward.marginal(x0, t).sample(key), x0.dtype)
-        squared = jnp.sum((x0 - reverse.denoise(x_t, t)) ** 2)
-        return 0.5 * squared / schedule.noise(t)
+        return integrand(reverse, x0, time_at(schedule, u), key)
 
     def event(inputs: tuple[Array, Array]) -> tuple[Array, Array, Array]:
         x0, key = inputs
@@ -187,6 +183,21 @@ def _parts(
         return reconstruction, terminal, diffusion
 
     return jax.lax.map(event, (data, keys), batch_size=batch_size)
+
+
+def time_at(schedule: AbstractSchedule, u: Float[Array, "..."]) -> Array:
+    r"""The time at which $u = -\log(1 - \bar\alpha_t)$, with a derivative."""
+    return schedule.time(jnp.arcsin(jnp.exp(-0.5 * u)))
+
+
+def integrand(
+    reverse: AbstractReverse, x0: Float[Array, "*event"], t: Array, key: Array
+) -> Float[Array, ""]:
+    """What the integral over u sums, for one event and one draw of its noise, in nats."""
+    forward = reverse.forward
+    x_t = jnp.asarray(forward.marginal(x0, t).sample(key), x0.dtype)
+    squared = jnp.sum((x0 - reverse.denoise(x_t, t)) ** 2)
+    return 0.5 * squared / forward.schedule.noise(t)
 
 
 def _log_level(

@@ -36,8 +36,14 @@ from numpyro_diffusion.schedules.conventions import (
 )
 from numpyro_diffusion.schedules.curves import Cosine as Cosine
 from numpyro_diffusion.schedules.curves import Geometric as Geometric
+from numpyro_diffusion.schedules.curves import Monotone as Monotone
 from numpyro_diffusion.schedules.curves import SignalLinear as SignalLinear
-from numpyro_diffusion.schedules.curves import cosine, geometric, signal_linear
+from numpyro_diffusion.schedules.curves import (
+    cosine,
+    geometric,
+    monotone,
+    signal_linear,
+)
 from numpyro_diffusion.schedules.steps import Learned as Learned
 from numpyro_diffusion.schedules.steps import Tabulated as Tabulated
 from numpyro_diffusion.schedules.steps import learned, reference_code, tabulated
@@ -50,6 +56,7 @@ __all__ = [
     "edm",
     "geometric",
     "learned",
+    "monotone",
     "reference_code",
     "signal_linear",
     "straight",

@@ -1,11 +1,14 @@
-"""Schedules in closed form."""
+"""Schedules in closed form, and one of them with an exponent that is trained."""
 
+from typing import SupportsIndex
+
+import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from numpyro_diffusion.checks import checked_real
-from numpyro_diffusion.forward import AbstractSchedule
+from numpyro_diffusion.checks import checked_array, checked_integer, checked_real
+from numpyro_diffusion.forward import AbstractSchedule, uniform_grid
 from numpyro_diffusion.saving.registry import register
 from numpyro_diffusion.schedules.base import (
     AbstractRatioSchedule,
@@ -16,9 +19,11 @@ from numpyro_diffusion.schedules.base import (
 __all__ = [
     "Cosine",
     "Geometric",
+    "Monotone",
     "SignalLinear",
     "cosine",
     "geometric",
+    "monotone",
     "signal_linear",
 ]
 
@@ -65,20 +70,21 @@ class Geometric(AbstractRatioSchedule):
     nsr_max: float
 
     def __init__(self, nsr_min: float, nsr_max: float) -> None:
+        name = type(self).__name__
         wrong = (
-            "Geometric: 0 < nsr_min < nsr_max < infinity must hold, got "
+            f"{name}: 0 < nsr_min < nsr_max < infinity must hold, got "
             f"nsr_min={nsr_min!r}, nsr_max={nsr_max!r}."
         )
         try:
-            self.nsr_min = checked_real("Geometric", "nsr_min", nsr_min)
-            self.nsr_max = checked_real("Geometric", "nsr_max", nsr_max)
+            self.nsr_min = checked_real(name, "nsr_min", nsr_min)
+            self.nsr_max = checked_real(name, "nsr_max", nsr_max)
         except (TypeError, ValueError) as error:
             raise type(error)(wrong) from None
         if not 0.0 < self.nsr_min < self.nsr_max:
             raise ValueError(wrong)
         if self.nsr_min < 1e-37 or self.nsr_max / self.nsr_min > 1e37:
             raise ValueError(
-                "Geometric: single precision must hold nsr_min and nsr_max / nsr_min, got "
+                f"{name}: single precision must hold nsr_min and nsr_max / nsr_min, got "
                 f"nsr_min={nsr_min!r}, nsr_max={nsr_max!r}."
             )
 
@@ -92,6 +98,42 @@ class Geometric(AbstractRatioSchedule):
     def time(self, angle: ArrayLike) -> Float[Array, "..."]:
         ratio = jnp.tan(checked_angle(self, angle)) ** 2
         return jnp.log1p(ratio / self.nsr_min) / self._log_ratio
+
+
+@register
+class Monotone(Geometric):
+    r"""The schedule of `monotone`.
+
+    Attributes:
+        nsr_min: $r_{\min}$, the ratio at which the growth sets in (dimensionless).
+        nsr_max: $r_{\max}$, the ratio at the noise end.
+        logits: Logarithms of the time spent in each piece of the growth, up to a constant.
+    """
+
+    logits: Float[Array, " num_pieces"]
+
+    def __init__(
+        self, nsr_min: float, nsr_max: float, logits: Float[Array, "..."]
+    ) -> None:
+        super().__init__(nsr_min, nsr_max)
+        checked_array("Monotone", "logits", logits, shape="(num_pieces,)", ndim=1)
+        self.logits = logits
+
+    @property
+    def _nodes(self) -> tuple[Float[Array, " num_nodes"], Float[Array, " num_nodes"]]:
+        """Times, and the share of the growth at each."""
+        ends = jnp.cumsum(jax.nn.softmax(self.logits))
+        # The last is one in any precision.
+        times = jnp.concatenate([jnp.zeros(1, ends.dtype), ends / ends[-1]])
+        return times, uniform_grid(len(self.logits))
+
+    def _noise_to_signal(self, t: ArrayLike) -> Float[Array, "..."]:
+        times, grown = self._nodes
+        return super()._noise_to_signal(jnp.interp(checked_time(self, t), times, grown))
+
+    def time(self, angle: ArrayLike) -> Float[Array, "..."]:
+        times, grown = self._nodes
+        return jnp.interp(super().time(angle), grown, times)
 
 
 def signal_linear() -> SignalLinear:
@@ -133,3 +175,31 @@ def geometric(nsr_min: float = 1e-4, nsr_max: float = 1e4) -> Geometric:
         ValueError: They are not positive, finite and increasing.
     """
     return Geometric(nsr_min, nsr_max)
+
+
+def monotone(
+    nsr_min: float = 1e-4, nsr_max: float = 1e4, num_pieces: SupportsIndex = 32
+) -> Monotone:
+    r"""A schedule between fixed ends whose pace is trained.
+
+    That of `geometric`, $(1 - \bar\alpha) / \bar\alpha = r_{\min} \big((r_{\max} /
+    r_{\min})^g - 1\big)$, with $g$ from 0 to 1 cut into equal pieces. Time runs evenly
+    through each of them, and how much of it each one has is trained; at the start all have
+    the same. Trained by `ContinuousLoss`, whose value depends on the ends alone: the pace
+    is that at which it varies least.
+
+    Args:
+        nsr_min: $r_{\min}$, the ratio at which the growth sets in (dimensionless).
+        nsr_max: $r_{\max}$, the ratio at the noise end.
+        num_pieces: Pieces of $g$.
+
+    Raises:
+        TypeError: A ratio is not a number, or `num_pieces` no integer.
+        ValueError: The ratios are not positive, finite and increasing, or there is no
+            piece.
+
+    Source: Kingma et al. 2021, arXiv:2107.00630, section 5.1, for learning it; their curve
+    is a network's, ours piecewise linear.
+    """
+    num_pieces = checked_integer("monotone", "num_pieces", num_pieces)
+    return Monotone(nsr_min, nsr_max, jnp.zeros(num_pieces))

@@ -9,6 +9,7 @@ from numpyro_diffusion.training.monitor import Monitor, Progress
 from numpyro_diffusion.training.objectives import (
     AbstractObjective,
     BoundLoss,
+    ContinuousLoss,
     DenoisingLoss,
 )
 
@@ -16,6 +17,7 @@ __all__ = [
     "AbstractObjective",
     "BoundLoss",
     "Compute",
+    "ContinuousLoss",
     "DenoisingLoss",
     "FitResult",
     "Monitor",

@@ -101,7 +101,7 @@ def test_there_are_classes_to_look_at():
 
 
 # How one trains is no part of a prior.
-TRAINING = {"BoundLoss", "Compute", "DenoisingLoss", "Monitor"}
+TRAINING = {"BoundLoss", "Compute", "ContinuousLoss", "DenoisingLoss", "Monitor"}
 
 
 @pytest.mark.parametrize("name", sorted(set(FINAL) - TRAINING))

@@ -9,10 +9,12 @@ from numpyro_diffusion import schedules
 from numpyro_diffusion.schedules import (
     Geometric,
     Learned,
+    Monotone,
     Tabulated,
     cosine,
     geometric,
     learned,
+    monotone,
     reference_code,
     signal_linear,
     tabulated,
@@ -466,3 +468,26 @@ def test_variance_exploding_is_geometric():
 def test_conventions_refuse_what_is_no_schedule(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("logits", [np.zeros(5), np.array([0.3, -2.0, 1.0])])
+def test_a_monotone_schedule_is_geometric_at_another_pace(logits):
+    schedule, even = Monotone(1e-3, 1e4, jnp.asarray(logits)), geometric(1e-3, 1e4)
+    t = np.linspace(0.0, 1.0, 61)
+    times = np.concatenate([[0.0], np.cumsum(np.exp(logits) / np.exp(logits).sum())])
+    pace = np.interp(t, times, np.linspace(0.0, 1.0, len(times)))
+    np.testing.assert_allclose(schedule.noise(t), even.noise(pace), rtol=1e-12)
+    np.testing.assert_allclose(schedule.alpha_bar(t), even.alpha_bar(pace), rtol=1e-12)
+    np.testing.assert_allclose(schedule.time(schedule.angle(t)), t, atol=1e-9)
+    assert np.all(np.diff(schedule.noise(t)) > 0)
+    fresh = monotone(1e-3, 1e4, num_pieces=7)
+    np.testing.assert_allclose(fresh.noise(t), even.noise(t), rtol=1e-9)
+
+
+def test_bad_monotone_schedules_are_named():
+    with pytest.raises(ValueError, match="Monotone: 0 < nsr_min < nsr_max"):
+        monotone(2.0, 1.0)
+    with pytest.raises(ValueError, match="monotone: num_pieces must be a positive"):
+        monotone(num_pieces=0)
+    with pytest.raises(ValueError, match=r"Monotone: logits must .*\(num_pieces,\)"):
+        Monotone(0.1, 1.0, jnp.zeros((2, 2)))
