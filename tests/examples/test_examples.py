@@ -31,6 +31,7 @@ def load_example(name):
 def test_every_example_is_tested():
     names = {path.stem for path in EXAMPLES.glob("*.py")} - {"pictures", "measures"}
     assert names == {
+        "binarised_mnist",
         "climate_field",
         "count_photons",
         "deblur_digits",
@@ -277,6 +278,38 @@ def test_train_mnist(mnist_folder, tmp_path):
     draws = np.asarray(prior.sample(jax.random.key(0), (20,)))
     assert abs(draws.mean() - 36 / 784 * 200 / 256) < 0.2
     assert (tmp_path / "out" / "mnist.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fixed", [False, True])
+def test_binarised_mnist(mnist_folder, tmp_path, fixed):
+    card = load_example("binarised_mnist").main(
+        mnist_folder,
+        num_steps=4,
+        width=8,
+        num_test=8,
+        fixed=fixed,
+        out=tmp_path,
+        progress_bar=False,
+    )
+    assert card["test_images"] == 8
+    kind = "fixed" if fixed else "dynamic"
+    draws = nd.load(tmp_path / f"binarised_mnist_{kind}.nd").sample(jax.random.key(0))
+    assert set(np.unique(draws)) <= {0, 1}
+    assert (tmp_path / f"binarised_mnist_{kind}.png").stat().st_size > 1000
+
+
+def test_binarised_images_have_their_grey_levels_probabilities():
+    example = load_example("binarised_mnist")
+    images = np.repeat(np.array([[0, 51, 204, 255]], np.uint8), 20_000, axis=0)
+    source = example.Binarised(images, 20_000)
+    batch = source(jax.random.key(0), 0)
+    shares = images[0] / 255
+    # Five standard errors; by luck once in a million.
+    error = np.sqrt(shares * (1 - shares) / len(batch))
+    assert np.all(np.abs(batch.mean(0) - shares) <= 5 * error)
+    np.testing.assert_array_equal(source(jax.random.key(0), 0), batch)
+    assert (source(jax.random.key(0), 1) != batch).any()
 
 
 def test_classes_are_told_apart(mnist_folder, monkeypatch, tmp_path):
