@@ -208,7 +208,8 @@ def ranked(
     equal = jnp.sum(draws == truth[:, None], axis=1)
     ranks = below + jax.random.randint(tie_key, below.shape, 0, equal + 1)
     fill = jax.random.uniform(fill_key, below.shape)
-    return np.asarray(ranks), np.asarray((ranks + fill) / (draws.shape[1] + 1))
+    # Copies, since ArviZ 0.23 sorts in place, which JAX's own memory forbids.
+    return np.array(ranks), np.array((ranks + fill) / (draws.shape[1] + 1))
 
 
 def _check_runs(runs: CalibrationRuns) -> None:

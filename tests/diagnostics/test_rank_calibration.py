@@ -89,6 +89,13 @@ def made(num_simulations, num_draws):
     return CalibrationRuns(truth, {}, draws)
 
 
+def test_transforms_of_a_number_can_be_sorted_in_place():
+    """ArviZ 0.23 does so in `plot_ecdf`, and JAX's memory, which they were, forbids it."""
+    transforms = simulation_based_calibration(made(60, 19))["prior_sbc"]["a"].values
+    np.ravel(transforms).sort()
+    assert np.all(np.diff(transforms) >= 0.0)
+
+
 def test_bins():
     found = simulation_based_calibration(made(60, 19))
     assert found["p_values"].attrs["num_bins"] == 5  # 10 would leave six in each
