@@ -30,6 +30,7 @@ ROOMS = {
     "paper2015.optimum.": nd.paper2015.optimum,
     "paper2015.parzen.": nd.paper2015.parzen,
     "saving.": nd.saving,
+    "plotting.": nd.plotting,
 }
 
 # What the library fills in itself, or what only carries other values.

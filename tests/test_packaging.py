@@ -44,7 +44,8 @@ def undeclared(source, dependencies, extras):
 
 
 DEPENDENCIES = declared(PROJECT["dependencies"])
-EXTRAS = declared(PROJECT["optional-dependencies"]["examples"])
+OPTIONAL = PROJECT["optional-dependencies"]
+EXTRAS = declared(OPTIONAL["examples"] + OPTIONAL["plots"])
 
 
 @pytest.mark.parametrize("name", FILES)

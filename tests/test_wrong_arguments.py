@@ -62,6 +62,7 @@ QUICK += (
     "Loss",
 )
 QUICK += ("infer.ParticleGibbs", "infer.SplitGibbs", "infer.FlowReparam", "handlers.")
+QUICK += ("plotting.",)
 
 
 @functools.cache

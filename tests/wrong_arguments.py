@@ -222,7 +222,7 @@ def main(chosen):
     """Print the outcomes of the rows whose names hold one of some words (all if none)."""
     from right_calls import CONTROLS, ROWS, exported
 
-    for part in ("models", "inference"):
+    for part in ("models", "inference", "plotting"):
         importlib.import_module(f"right_calls_of_{part}")
 
     def alarmed(*_):
