@@ -22,14 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from pictures import INK, posterior_columns, save_rows
 
 import numpyro_diffusion as nd
 from numpyro_diffusion.datasets import DIGITS_SCALING, digits
 
 PHOTONS = 0.25  # of a grey level, of which there are 17
 BACKGROUND = 0.1
-COUNTS = {"cmap": "gray_r", "vmin": 0.0, "vmax": 8.0}
 
 
 def rate(x):
@@ -104,15 +102,18 @@ def main(
     draws = [np.asarray(run.get_samples()["x"]) for run in found]
     likelier = np.where(is_judged_turned[:, None, None], draws[1], draws[0])
     restore = lambda x: np.asarray(DIGITS_SCALING.restore(np.asarray(x)))
-    save_rows(
-        folder / "count_photons.png",
-        [
-            ("truth", restore(truth), INK),
-            ("counts", np.asarray(y), COUNTS),
-            *posterior_columns(restore(likelier), num_shown=5),
-        ],
-        [f"turned: {p:.2f}" for p in probability],
+    grid = nd.plotting.plot_posterior_grid(
+        restore(likelier),
+        truth=restore(truth),
+        data=y,
+        num_draws=5,
+        cmap="gray_r",
+        limits=(0.0, 17.0),
+        data_limits=(0.0, 8.0),
+        row_labels=[f"turned: {p:.2f}" for p in probability],
     )
+    grid[0, 1].set_title("counts")
+    grid[0, 0].figure.savefig(folder / "count_photons.png", dpi=110)
     print(
         f"written: {folder / 'count_photons.png'} ({time.perf_counter() - start:.0f} s)"
     )

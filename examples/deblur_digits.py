@@ -22,7 +22,6 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from numpyro.infer import MCMC, NUTS, Gibbs
-from pictures import INK, posterior_columns, save_rows
 
 import numpyro_diffusion as nd
 from numpyro_diffusion.datasets import DIGITS_SCALING, digits
@@ -106,14 +105,15 @@ def main(
     )
 
     restore = lambda x: np.asarray(DIGITS_SCALING.restore(np.asarray(x)))
-    save_rows(
-        folder / "deblur_digits.png",
-        [
-            ("truth", restore(truth), INK),
-            ("observed", np.asarray(y), INK),
-            *posterior_columns(restore(draws["x"]), num_shown=5),
-        ],
+    grid = nd.plotting.plot_posterior_grid(
+        restore(draws["x"]),
+        truth=restore(truth),
+        data=y,
+        num_draws=5,
+        cmap="gray_r",
+        limits=(0.0, 17.0),
     )
+    grid[0, 0].figure.savefig(folder / "deblur_digits.png", dpi=110)
     print(
         f"written: {folder / 'deblur_digits.png'} ({time.perf_counter() - start:.0f} s)"
     )

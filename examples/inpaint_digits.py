@@ -21,7 +21,6 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from numpyro.infer import MCMC, NUTS, Gibbs
-from pictures import INK, posterior_columns, save_rows
 
 import numpyro_diffusion as nd
 from numpyro_diffusion.datasets import DIGITS_SCALING, digits
@@ -109,14 +108,16 @@ def main(
         f"{TRUE_SCALE}; digits changed in {np.mean(moved):.0%} of sweeps"
     )
     restore = lambda x: np.asarray(DIGITS_SCALING.restore(np.asarray(x)))
-    save_rows(
-        folder / "inpaint_digits.png",
-        [
-            ("truth", restore(truth), INK),
-            ("observed", np.where(mask, restore(y), np.nan), INK),
-            *posterior_columns(restore(mcmc.get_samples()["x"]), num_shown=6),
-        ],
+    grid = nd.plotting.plot_posterior_grid(
+        restore(mcmc.get_samples()["x"]),
+        truth=restore(truth),
+        data=restore(y),
+        mask=mask,
+        num_draws=6,
+        cmap="gray_r",
+        limits=(0.0, 17.0),
     )
+    grid[0, 0].figure.savefig(folder / "inpaint_digits.png", dpi=110)
     idata.to_netcdf(folder / "inpaint_digits.nc")
     print(
         f"written: {folder / 'inpaint_digits.png'}, {folder / 'inpaint_digits.nc'} "

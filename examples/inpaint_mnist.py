@@ -146,36 +146,34 @@ def save_picture(path: Path, truth: Any, seen: Any, y: Any, x: np.ndarray) -> No
     import matplotlib.pyplot as plt
 
     flat = x.reshape(-1, *x.shape[2:])
-    shown = flat[np.linspace(0, len(flat) - 1, 6).astype(int)]
     probabilities = np.mean(np.eye(10)[class_probabilities(flat).argmax(-1)], axis=0)
-    ink = {"cmap": "gray_r", "vmin": 0.0, "vmax": 1.0}
-    noisy = {"cmap": "gray_r", "vmin": -1.0, "vmax": 2.0}
-    spread = {"cmap": "magma", "vmin": 0.0, "vmax": 0.5}
-    columns = [
-        ("true digit", np.asarray(truth), ink),
-        ("what is seen", np.where(seen, y, np.nan), noisy),
-        *((f"posterior draw {i + 1}", draw, ink) for i, draw in enumerate(shown)),
-        ("mean", flat.mean(0), ink),
-        ("standard deviation", flat.std(0), spread),
-    ]
-    num = len(truth)
-    size = (1.3 * (len(columns) + 1.6), 1.45 * num + 0.3)
-    widths = [1.0] * len(columns) + [1.6]
     figure, axes = plt.subplots(
-        num, len(columns) + 1, figsize=size, squeeze=False, width_ratios=widths
+        len(truth),
+        11,
+        figsize=(15.0, 1.45 * len(truth) + 0.3),
+        layout="constrained",
+        squeeze=False,
+        width_ratios=[1.0] * 10 + [1.6],
     )
-    for column, (title, images, how) in enumerate(columns):
-        axes[0, column].set_title(title, fontsize=8)
-        for axis, image in zip(axes[:, column], images, strict=True):
-            axis.set_facecolor("tab:blue")
-            axis.imshow(image, **how)
-            axis.set(xticks=[], yticks=[])
+    nd.plotting.plot_posterior_grid(
+        flat,
+        truth=truth,
+        data=y,
+        mask=seen,
+        num_draws=6,
+        cmap="gray_r",
+        limits=(0.0, 1.0),
+        data_limits=(-1.0, 2.0),
+        sd_limits=(0.0, 0.5),
+        sd_cmap="magma",
+        axes=axes[:, :-1],
+    )
     axes[0, -1].set_title("which digit it may be", fontsize=8)
     for axis, shares in zip(axes[:, -1], probabilities, strict=True):
         axis.bar(range(10), shares, color="tab:gray")
         axis.set(ylim=(0.0, 1.0), yticks=[0.0, 1.0], xticks=range(10))
         axis.tick_params(labelsize=6)
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+    figure.savefig(path, dpi=110)
     plt.close(figure)
 
 

@@ -19,11 +19,11 @@ from pathlib import Path
 import arviz as az
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from numpyro.infer import MCMC, NUTS, Gibbs
-from pictures import INK, posterior_columns, save_rows
 
 import numpyro_diffusion as nd
 from numpyro_diffusion.datasets import DIGITS_SCALING, digits
@@ -128,16 +128,27 @@ def main(
     print(f"digits changed in {moved[0]:.0%} and {moved[1]:.0%} of sweeps")
 
     restore = lambda x: np.asarray(DIGITS_SCALING.restore(np.asarray(x)))
-    save_rows(
-        folder / "separate_digits.png",
-        [
-            ("truth", restore(true_left), INK),
-            ("truth", restore(true_right), INK),
-            ("observed", np.asarray(y), INK),
-            *posterior_columns(restore(draws["left"]), 2, "left"),
-            *posterior_columns(restore(draws["right"]), 2, "right"),
-        ],
+    size = (14.0, 1.3 * num_strips)
+    figure, axes = plt.subplots(
+        num_strips, 11, figsize=size, layout="constrained", squeeze=False
     )
+    shown = {"num_draws": 2, "cmap": "gray_r", "limits": (0.0, 17.0)}
+    nd.plotting.plot_posterior_grid(
+        restore(draws["left"]),
+        truth=restore(true_left),
+        data=y,
+        label="left",
+        axes=axes[:, :6],
+        **shown,
+    )
+    nd.plotting.plot_posterior_grid(
+        restore(draws["right"]),
+        truth=restore(true_right),
+        label="right",
+        axes=axes[:, 6:],
+        **shown,
+    )
+    figure.savefig(folder / "separate_digits.png", dpi=110)
     print(
         f"written: {folder / 'separate_digits.png'} ({time.perf_counter() - start:.0f} s)"
     )

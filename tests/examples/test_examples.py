@@ -5,8 +5,12 @@ import pathlib
 import struct
 
 import jax
+import matplotlib
 import numpy as np
 import pytest
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
 
 import numpyro_diffusion as nd
 
@@ -15,8 +19,10 @@ EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
 
 @pytest.fixture(autouse=True)
 def examples_on_the_path(monkeypatch):
-    """As for a script: its folder comes first."""
+    """As for a script: its folder comes first, and its pictures go with it."""
     monkeypatch.syspath_prepend(EXAMPLES)
+    yield
+    plt.close("all")
 
 
 def load_example(name):
@@ -29,13 +35,14 @@ def load_example(name):
 
 
 def test_every_example_is_tested():
-    names = {path.stem for path in EXAMPLES.glob("*.py")} - {"pictures", "measures"}
+    names = {path.stem for path in EXAMPLES.glob("*.py")} - {"measures"}
     assert names == {
         "binarised_mnist",
         "climate_field",
         "count_photons",
         "deblur_digits",
         "disease_map",
+        "draw_pictures",
         "infill_text",
         "inpaint_digits",
         "inpaint_mnist",
@@ -363,3 +370,22 @@ def test_the_posterior_of_a_smudged_number_is_that_of_its_words():
     total = 0.9 + 99 * 0.1 / 18
     np.testing.assert_allclose(posterior[0], 0.9 / total, rtol=1e-12)
     np.testing.assert_allclose(log_evidence, np.log(total / 100), rtol=1e-12)
+
+
+@pytest.mark.slow
+def test_draw_pictures(tmp_path):
+    """All of them are there, and not empty: they have more than one colour."""
+    paths = load_example("draw_pictures").main(
+        num_particles=4,
+        chain_steps=4,
+        num_points=8,
+        num_held_out=2,
+        num_train_steps=20,
+        num_simulations=20,
+        out=tmp_path,
+    )
+    page = (EXAMPLES.parent / "docs" / "plotting.md").read_text()
+    assert {f"images/plotting/{path.name}" in page for path in paths} == {True}
+    assert len(paths) == 8
+    for path in paths:
+        assert len(np.unique(plt.imread(path).reshape(-1, 4), axis=0)) > 20
