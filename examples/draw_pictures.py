@@ -45,7 +45,8 @@ def inpainting(prior: nd.DiffusionPrior, num_particles: int):
 
     smc = nd.infer.TwistedSMC(model, num_particles=num_particles)
     posterior = smc.run(jr.key(2), left, y=y)
-    levels = posterior.to_arviz()["posterior"]["x"] * 6.0 + 5.4  # DIGITS_SCALING
+    x = posterior.to_arviz()["posterior"]["x"]
+    levels = DIGITS_SCALING.shift + DIGITS_SCALING.scale * x
     grid = nd.plotting.plot_posterior_grid(
         levels,
         truth=DIGITS_SCALING.restore(truth),
@@ -107,7 +108,7 @@ def points(num: int, num_steps: int = 100):
         axes=upper.subplots(1, 5),
     )
     nd.plotting.plot_trajectory(
-        path[: num // 4, :, 0],
+        path[: num // 8, :, 0],
         times,
         event_ndim=0,
         reverse=True,

@@ -169,8 +169,9 @@ def plot_coverage(
 ) -> Any:
     """Draw how often credible balls hold the truth against how often they say.
 
-    A line below the diagonal is of draws that are too sure, one above it of draws that are
-    not sure enough.
+    Draws that are too narrow lie above the diagonal where credibility is small and below
+    it where it is large, since all of them are often on one side of the truth, seen from
+    the balls' centre; draws that are too wide do the opposite.
 
     Args:
         coverage: What `expected_coverage` returned.

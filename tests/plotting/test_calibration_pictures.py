@@ -179,6 +179,10 @@ def test_coverage_of_two_samplers_on_one_axes():
     )
     assert not outside(COVERAGE)
     assert outside(wrong)
+    # as the docstring says of draws that are too narrow
+    found = wrong["coverage"]
+    assert found.sel(credibility=0.1) > 0.15
+    assert found.sel(credibility=0.9) < 0.85
 
 
 @pytest.mark.parametrize(
