@@ -32,6 +32,14 @@ class _Column(NamedTuple):
     cmap: str
 
 
+class _Look(NamedTuple):
+    limits: tuple[float, float]
+    data_limits: tuple[float, float]
+    sd_limits: tuple[float, float] | None
+    cmap: str
+    sd_cmap: str
+
+
 def plot_posterior_grid(
     draws: Any,
     var_name: str | None = None,
@@ -112,38 +120,49 @@ def plot_posterior_grid(
     num_draws = checked_integer(_CALLER, "num_draws", num_draws, 0)
 
     known = [draws_by_row] if truths is None else [draws_by_row, truths]
-    sd = draws_by_row.std(0)
-    if event_ndim == 3:
-        sd = np.sqrt(np.mean(sd**2, axis=-1))
     limits = _limits("limits", limits, limits_of(*known))
-    data_limits = _limits("data_limits", data_limits, limits)
-    sd_limits = _limits("sd_limits", sd_limits, (0.0, limits_of(sd)[1]))
-    cmap = checked_cmap(_CALLER, "cmap", cmap)
-    sd_cmap = checked_cmap(_CALLER, "sd_cmap", sd_cmap)
-
-    titled = lambda title: f"{label} {title}" if label else title
-    chosen = np.linspace(0, len(values) - 1, min(num_draws, len(values))).astype(int)
-    columns = [] if truths is None else [_Column(titled("truth"), truths, limits, cmap)]
-    if seen is not None:
-        is_hidden = not np.all(np.isfinite(seen))
-        title = "data\n(blue: hidden)" if is_hidden else "data"
-        columns.append(_Column(title, seen, data_limits, cmap))
-    columns += [
-        *(
-            _Column(titled(f"draw {n}"), draws_by_row[i], limits, cmap)
-            for n, i in enumerate(chosen, 1)
-        ),
-        _Column(titled("mean"), draws_by_row.mean(0), limits, cmap),
-        _Column(titled("sd"), sd, sd_limits, sd_cmap),
-    ]
-    num_rows = draws_by_row.shape[1]
+    look = _Look(
+        limits,
+        _limits("data_limits", data_limits, limits),
+        None if sd_limits is None else checked_limits(_CALLER, "sd_limits", sd_limits),
+        checked_cmap(_CALLER, "cmap", cmap),
+        checked_cmap(_CALLER, "sd_cmap", sd_cmap),
+    )
+    columns = _columns(draws_by_row, truths, seen, num_draws, label, look)
     texts = found_labels if len(rows) == 1 else []
     if row_labels is not None:
-        texts = checked_labels(_CALLER, "row_labels", row_labels, num_rows)
+        texts = checked_labels(_CALLER, "row_labels", row_labels, len(draws_by_row[0]))
+    shape = draws_by_row.shape[1], len(columns)
     size = (1.3, 1.3 * event[0] / event[1] + 0.15)
-    grid = grid_of_axes(_CALLER, axes, num_rows, len(columns), size)
+    grid = grid_of_axes(_CALLER, axes, *shape, size)
     _fill(grid, columns, texts)
     return grid
+
+
+def _columns(
+    draws: Float[np.ndarray, "num num_rows *event"],
+    truth: np.ndarray | None,
+    data: np.ndarray | None,
+    num_draws: int,
+    label: str | None,
+    look: _Look,
+) -> list[_Column]:
+    """What the picture shows, from left to right."""
+    titled = lambda title: f"{label} {title}" if label else title
+    image = lambda title, values: _Column(titled(title), values, look.limits, look.cmap)
+    columns = [] if truth is None else [image("truth", truth)]
+    if data is not None:
+        is_hidden = not np.all(np.isfinite(data))
+        title = "data\n(blue: hidden)" if is_hidden else "data"
+        columns.append(_Column(title, data, look.data_limits, look.cmap))
+    chosen = np.linspace(0, len(draws) - 1, min(num_draws, len(draws))).astype(int)
+    columns += [image(f"draw {n}", draws[i]) for n, i in enumerate(chosen, 1)]
+    columns.append(image("mean", draws.mean(0)))
+    sd = draws.std(0)
+    if sd.ndim == 4:
+        sd = np.sqrt(np.mean(sd**2, axis=-1))
+    sd_limits = look.sd_limits or limits_of(sd, np.zeros(1))
+    return [*columns, _Column(titled("sd"), sd, sd_limits, look.sd_cmap)]
 
 
 def _fill(grid: np.ndarray, columns: list[_Column], texts: list[str]) -> None:
@@ -155,7 +174,7 @@ def _fill(grid: np.ndarray, columns: list[_Column], texts: list[str]) -> None:
         cells[0].set_title(column.title, fontsize="medium")
         for axis, image in zip(cells, column.images, strict=True):
             shown = show_image(axis, image, column.limits, column.cmap)
-    # Inside of its own axes' box, so that axes of a user's layout keep their sizes.
+    # A part of its axes, which takes no room from others in a layout of the caller's.
     corner = grid[-1, -1]
     bar = corner.inset_axes([1.06, 0.0, 0.08, 1.0])
     corner.figure.colorbar(shown, cax=bar)

@@ -123,7 +123,9 @@ def test_ranks_go_beside_and_upon_a_picture_of_arviz():
 
         figure, axis = plt.subplots()
         transforms = EXACT["prior_sbc"]["a"].values
-        az.plot_ecdf(transforms, cdf=uniform.cdf, difference=True, ax=axis)
+        points = np.linspace(0.0, 1.0, 51)
+        how = {"cdf": uniform.cdf, "difference": True, "eval_points": points}
+        az.plot_ecdf(transforms, **how, ax=axis)
     else:
         found = az.plot_ecdf_pit(
             EXACT, sample_dims="simulation", var_names=["a"], backend="matplotlib"

@@ -134,6 +134,13 @@ def test_several_axes_in_front_are_rows():
     np.testing.assert_array_equal(shown(grid[3, 0]), values[0, 0, 1, 1])
 
 
+def test_draws_that_agree_have_a_scale_all_the_same():
+    same = np.ones((3, 2, 2))
+    mean, sd = plot(same, num_draws=0)[0]
+    assert mean.images[0].get_clim() == (1.0, 2.0)
+    assert sd.images[0].get_clim() == (0.0, 1.0)
+
+
 def test_it_draws_on_the_axes_of_another_and_returns_them():
     _, axes = plt.subplots(2, 9)
     grid = plot(DRAWS, num_draws=1, row_labels=["a", "b"], axes=axes[:, 6:])
