@@ -42,6 +42,7 @@ RECORDS = (
         "SplitGibbsState",
         "TwistedSMCPosterior",
         "CalibrationRuns",
+        "TwoSampleTest",
         "ImageData",
         "Digits",
     ),

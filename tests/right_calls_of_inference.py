@@ -412,6 +412,14 @@ row("diagnostics.diffusion_score", reverse=GAUSS, x=X, angle=0.1)
 row("diagnostics.posterior_score", model=model, draw={"x": X}, args=(X,), angle=0.1)
 row("diagnostics.kernel_stein_discrepancy", draws=DATA, scores=-DATA, num_resamples=3)
 row("diagnostics.expected_coverage", runs=RUNS)
+row(
+    "diagnostics.classifier_two_sample",
+    key=KEY,
+    first=DATA,
+    second=DATA,
+    width=2,
+    num_steps=1,
+)
 row("diagnostics.simulation_based_calibration", runs=RUNS, num_bins=2)
 
 # ---- Data and files

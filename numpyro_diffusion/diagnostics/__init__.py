@@ -14,10 +14,16 @@ from numpyro_diffusion.diagnostics.stein import (
     kernel_stein_discrepancy,
     posterior_score,
 )
+from numpyro_diffusion.diagnostics.two_sample import (
+    TwoSampleTest,
+    classifier_two_sample,
+)
 
 __all__ = [
     "CalibrationRuns",
+    "TwoSampleTest",
     "calibration_runs",
+    "classifier_two_sample",
     "diffusion_score",
     "expected_coverage",
     "in_parallel",
