@@ -12,7 +12,7 @@ from test_architecture import FILES
 ROOT = pathlib.Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OLDEST = (ROOT / ".ci" / "oldest.txt").read_text()
-DISTRIBUTION = {"sklearn": "scikit-learn", "skimage": "scikit-image"}
+DISTRIBUTION = {"sklearn": "scikit-learn", "skimage": "scikit-image", "PIL": "pillow"}
 
 
 def imported(source):
@@ -45,7 +45,7 @@ def undeclared(source, dependencies, extras):
 
 DEPENDENCIES = declared(PROJECT["dependencies"])
 OPTIONAL = PROJECT["optional-dependencies"]
-EXTRAS = declared(OPTIONAL["examples"] + OPTIONAL["plots"])
+EXTRAS = declared(OPTIONAL["cli"] + OPTIONAL["examples"] + OPTIONAL["plots"])
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -13,7 +13,7 @@ import numpyro_diffusion as nd
 
 PAGES = pathlib.Path(__file__).parents[1] / "docs" / "reference"
 BLOCK = re.compile(r"^::: (\S+)\n(?:    options:\n((?:      .*\n)+))?", flags=re.M)
-INTERNAL = {"archive", "checks", "registry"}  # rooms for other rooms only
+INTERNAL = {"archive", "checks", "cli", "registry"}  # for other rooms and shells only
 WINGS = [
     nd,
     *(v for n, v in vars(nd).items() if inspect.ismodule(v) and n not in INTERNAL),

@@ -81,7 +81,9 @@ def test_units_and_constant_entries_do_not_matter():
 @pytest.mark.parametrize("shapes", [((9, 2), (9, 3)), ((3, 2), (9, 2))], ids=str)
 def test_samples_of_other_shapes_or_too_few_are_refused(shapes):
     first, second = map(np.zeros, shapes)
-    with pytest.raises(ValueError, match="classifier_two_sample: first and second must"):
+    with pytest.raises(
+        ValueError, match="classifier_two_sample: first and second must"
+    ):
         classifier_two_sample(jax.random.key(0), first, second)
 
 

@@ -1,0 +1,239 @@
+"""`numpyro-diffusion condition`: what a prior and an observation say together."""
+
+import json
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import click
+import jax
+import numpy as np
+
+from numpyro_diffusion.cli.app import Command, Failure, needed, shared
+from numpyro_diffusion.cli.observation import Observation, read_observation
+from numpyro_diffusion.cli.pictures import save_posterior
+from numpyro_diffusion.cli.posterior import (
+    Found,
+    Settings,
+    of_known_noise,
+    of_unknown_noise,
+)
+from numpyro_diffusion.cli.priors import Prior, load_prior, prior_argument
+from numpyro_diffusion.cli.tables import show
+from numpyro_diffusion.cli.writing import check_free, whole
+
+__all__ = ["condition"]
+
+_EXAMPLE = """
+# Of a point on the ring of `train` only x[0] was seen, 80 m with an error of 5 m:
+# x[1] is near +115 m or near -115 m.
+python -c "import numpy as np; np.savez('seen.npz', y=[80.0, 0.0], mask=[1, 0])"
+numpyro-diffusion condition ring.nd seen.npz --noise 5 --out posterior.nc
+"""
+
+_POSITIVE = click.IntRange(min=1)
+_WIDTH = click.FloatRange(min=0.0, min_open=True, max=1e30)
+
+
+@click.command(cls=Command, epilog=_EXAMPLE)
+@prior_argument
+@click.argument("observation", type=click.Path(path_type=Path))
+@click.option(
+    "--noise", type=_WIDTH, help="Standard deviation of the noise, in the data's units."
+)
+@click.option(
+    "--unknown-noise",
+    type=_WIDTH,
+    metavar="SCALE",
+    help="The noise is unknown: its standard deviation has a half-normal prior of this "
+    "scale.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default="posterior.nc",
+    show_default=True,
+    help="A NetCDF file for ArviZ, arviz.from_netcdf; the picture lies beside it as png.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--chains",
+    type=click.IntRange(min=2),
+    default=4,
+    show_default=True,
+    help="Chains, or independent runs where the noise is known.",
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(min=4),
+    default=500,
+    show_default=True,
+    help="Of each.",
+)
+@click.option(
+    "--warmup",
+    type=_POSITIVE,
+    default=200,
+    show_default=True,
+    help="Sweeps before the first draw of a chain.",
+)
+@click.option(
+    "--particles",
+    type=click.IntRange(min=2),
+    default=1024,
+    show_default=True,
+    help="Of TwistedSMC: draws where the noise is known, and the evidence.",
+)
+@click.option(
+    "--gibbs-particles",
+    type=click.IntRange(min=2),
+    default=16,
+    show_default=True,
+    help="Of ParticleGibbs, where the noise is unknown.",
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="The summary as JSON, for programs."
+)
+@click.option("--overwrite", is_flag=True, help="Replace what is there.")
+@click.option("--quiet", is_flag=True, help="No progress bars.")
+@shared
+def condition(
+    prior: str,
+    observation: Path,
+    noise: float | None,
+    unknown_noise: float | None,
+    out: Path,
+    seed: int,
+    as_json: bool,
+    overwrite: bool,
+    **options: Any,
+) -> None:
+    """Draw from the posterior of an event of which some entries were seen, with noise.
+
+    PRIOR is a file that train has written, or digits or mnist, which ship with the
+    package. OBSERVATION is a file .npz or .nc with y, of the shape of an event or of
+    several, in the prior's units; with mask, 1 where y was seen and 0 elsewhere; and with
+    noise, a standard deviation (or give --noise or --unknown-noise).
+
+    The evidence is the density of y under the prior and the noise: compare priors by it.
+    R-hat near 1 and many effective draws say that chains, or runs, agree. R-hat above
+    1.01 says that they do not: take more samples or particles.
+    """
+    found = load_prior(prior)
+    seen = read_observation(observation, found, noise)
+    if (seen.noise is None) == (unknown_noise is None):
+        raise click.UsageError(
+            "The noise must be said once: --noise, --unknown-noise, or noise in the file."
+        )
+    settings = _settings(options)
+    picture = out.with_suffix(".png")
+    for path in (out, picture):
+        check_free(path, overwrite=overwrite)
+    needed("h5netcdf", "Writing NetCDF")
+    needed("matplotlib", "Drawing a picture")
+    key = jax.random.key(seed)
+    result = _drawn(found, seen, unknown_noise, key, settings)
+    data = _to_arviz(found, seen, result)
+    with whole(out) as file:
+        data.to_netcdf(file)
+    with whole(picture) as file:
+        save_posterior(file, seen, result.draws["x"])
+    summary = {**_summary(data, result), "written": f"{out}, {picture}"}
+    if as_json:
+        click.echo(json.dumps(summary, indent=2))
+    else:
+        show(f"{prior} given {observation}", summary)
+
+
+def _settings(options: dict[str, Any]) -> Settings:
+    if options["samples"] > options["particles"]:
+        raise click.UsageError(
+            f"--samples must be at most --particles={options['particles']}, got "
+            f"{options['samples']}."
+        )
+    return Settings(
+        num_chains=options["chains"],
+        num_warmup=options["warmup"],
+        num_samples=options["samples"],
+        num_particles=options["particles"],
+        gibbs_particles=options["gibbs_particles"],
+        progress_bar=not options["quiet"],
+    )
+
+
+def _drawn(
+    found: Prior,
+    seen: Observation,
+    scale: float | None,
+    key: jax.Array,
+    settings: Settings,
+) -> Found:
+    if found.prior.batch_shape:
+        raise Failure("A prior under a batch of contexts takes no observation here.")
+    if scale is None:
+        return of_known_noise(found.prior, seen, key, settings)
+    return of_unknown_noise(found.prior, seen, scale, key, settings)
+
+
+def _to_arviz(found: Prior, seen: Observation, result: Found) -> Any:
+    """InferenceData of ArviZ 0.23, or the DataTree of 1.x."""
+    import arviz as az
+
+    several = ["event"] if seen.y.ndim > len(found.prior.event_shape) else []
+    dims = [*several, *found.dims]
+    constant = {"mask": seen.mask.astype(np.int8)}
+    if seen.noise is not None:
+        constant["known_noise"] = seen.noise
+    groups = {
+        "posterior": result.draws,
+        "observed_data": {"y": seen.y},
+        "constant_data": constant,
+    }
+    if result.stats:
+        groups["sample_stats"] = result.stats
+    names = {"x": dims, "y": dims, "mask": dims, "known_noise": dims}
+    names |= {name: ["problem"] for name in result.stats}
+    from_dict: Any = az.from_dict
+    if az.__version__.startswith("0."):
+        data = from_dict(**groups, dims=names)
+    else:
+        data = from_dict(groups, dims=names)
+    attrs = {"inference_library": "numpyro_diffusion"} | result.evidence._asdict()
+    data["posterior"].attrs.update(attrs)
+    if found.units is not None:
+        data["posterior"]["x"].attrs["units"] = found.units
+    return data
+
+
+def _summary(data: Any, result: Found) -> dict[str, Any]:
+    """What tells whether to believe the draws."""
+    import arviz as az
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of entries that are constant
+        extremes = {
+            "R-hat, highest": _extreme(az.rhat(data), np.nanmax),
+            "effective draws, fewest": _extreme(az.ess(data), np.nanmin),
+        }
+    evidence = result.evidence
+    shown = {
+        "draws": "{} chains of {}".format(*result.draws["x"].shape[:2]),
+        **{name: round(value, 4) for name, value in extremes.items()},
+        "log evidence, nats": round(evidence.log_evidence, 4),
+        "standard error": round(max(evidence.error, evidence.scatter), 4),
+        "particles with weight, least share": round(evidence.least_share, 4),
+    }
+    if "noise" in result.draws:
+        noise = result.draws["noise"]
+        shown["noise"] = f"{noise.mean():.4g}, posterior sd {noise.std():.2g}"
+    return shown
+
+
+def _extreme(found: Any, of: Any) -> float:
+    """Over all entries of all variables; those that do not vary have none."""
+    dataset = (
+        found["posterior"] if "posterior" in getattr(found, "children", {}) else found
+    )
+    values = np.concatenate([np.ravel(dataset[name]) for name in dataset.data_vars])
+    return float(of(values)) if np.any(np.isfinite(values)) else math.nan

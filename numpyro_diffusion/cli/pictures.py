@@ -1,0 +1,74 @@
+"""A picture of a posterior: what was seen, mean, standard deviation and draws."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from numpyro_diffusion.cli.images import is_drawable
+from numpyro_diffusion.cli.observation import Observation
+
+__all__ = ["save_posterior"]
+
+_MOST_ROWS, _NUM_DRAWS = 8, 4
+
+
+def save_posterior(path: Path, seen: Observation, draws: np.ndarray) -> None:
+    """Draw images as images, and anything else entry by entry.
+
+    Args:
+        path: A png file.
+        seen: The observation; of several, eight are shown.
+        draws: Shape (num_chains, num_samples, *y), in the units of the data.
+    """
+    from matplotlib.figure import Figure
+
+    flat = draws.reshape(-1, *draws.shape[2:])
+    shape = seen.y.shape
+    several = is_drawable(shape[1:]) and not is_drawable(shape)
+    y, mask = (seen.y, seen.mask) if several else (seen.y[None], seen.mask[None])
+    flat = flat if several else flat[:, None]
+    figure = Figure(layout="constrained")
+    if is_drawable(y.shape[1:]):
+        _images(figure, y, mask, flat)
+    else:
+        _entries(figure, seen, draws)
+    figure.savefig(path, dpi=110)
+
+
+def _images(figure: Any, y: np.ndarray, mask: np.ndarray, draws: np.ndarray) -> None:
+    num = min(len(y), _MOST_ROWS)
+    mean, sd = draws.mean(axis=0), draws.std(axis=0)
+    rows = np.linspace(0, len(draws) - 1, _NUM_DRAWS).astype(int)
+    low, high = np.quantile(draws, [0.001, 0.999])
+    columns = [("seen", np.where(mask, y, np.nan)), ("mean", mean), ("sd", sd)]
+    columns += [("draw", draws[row]) for row in rows]
+    figure.set_size_inches(1.3 * len(columns), 1.4 * num + 0.3)
+    axes = figure.subplots(num, len(columns), squeeze=False)
+    for column, (title, images) in enumerate(columns):
+        axes[0, column].set_title(title)
+        limits = (0.0, sd.max()) if title == "sd" else (low, high)
+        for axis, image in zip(axes[:, column], images, strict=False):
+            axis.set(xticks=[], yticks=[], facecolor="tab:blue")
+            axis.imshow(_shown(image, limits), cmap="gray", vmin=0.0, vmax=1.0)
+
+
+def _shown(image: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
+    """From black, 0, to white, 1; what was not seen stays not a number, and clear."""
+    low, high = limits
+    return np.clip((image - low) / max(high - low, np.finfo(float).tiny), 0.0, 1.0)
+
+
+def _entries(figure: Any, seen: Observation, draws: np.ndarray) -> None:
+    """Medians with bands of 50 % and 90 %, over the entries of all events."""
+    flat = draws.reshape(draws.shape[0] * draws.shape[1], -1)
+    places = np.arange(flat.shape[1])
+    axis = figure.subplots()
+    for level, width in ((0.9, 1.5), (0.5, 4.0)):
+        ends = np.quantile(flat, [0.5 - level / 2, 0.5 + level / 2], axis=0)
+        axis.vlines(places, *ends, lw=width, color="C0", label=f"{level:.0%}")
+    axis.plot(places, np.median(flat, axis=0), "o", ms=3, color="C0", label="median")
+    mask = seen.mask.ravel()
+    axis.plot(places[mask], seen.y.ravel()[mask], "x", color="C1", label="seen")
+    axis.set(xlabel="entry", ylabel="value")
+    axis.legend()

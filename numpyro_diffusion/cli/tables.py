@@ -1,0 +1,25 @@
+"""Tables of names and values on the terminal."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+__all__ = ["show"]
+
+
+def show(title: str, rows: Mapping[str, Any]) -> None:
+    """Print a title and a line for each value; of a nested table each one gets its own."""
+    flat = dict(_flat(rows))
+    width = max(map(len, flat), default=0)
+    click.echo(title)
+    for name, value in flat.items():
+        click.echo(f"  {name:{width}}  {value}")
+
+
+def _flat(rows: Mapping[str, Any], prefix: str = "") -> Any:
+    for name, value in rows.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
