@@ -12,7 +12,7 @@ __all__ = ["main"]
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="numpyro-diffusion")
+@click.version_option(package_name="numpyro-diffusion", prog_name="numpyro-diffusion")
 def main() -> None:
     """Diffusion models as learned priors: train, sample, evaluate, condition.
 

@@ -67,14 +67,14 @@ _WIDTH = click.FloatRange(min=0.0, min_open=True, max=1e30)
 @click.option(
     "--samples",
     type=click.IntRange(min=4),
-    default=500,
+    default=250,
     show_default=True,
     help="Of each.",
 )
 @click.option(
     "--warmup",
     type=_POSITIVE,
-    default=200,
+    default=100,
     show_default=True,
     help="Sweeps before the first draw of a chain.",
 )

@@ -138,7 +138,7 @@ def _bound(
     }
 
 
-def _density(prior: nd.DiffusionPrior, events: np.ndarray) -> dict[str, float]:
+def _density(prior: nd.DiffusionPrior, events: np.ndarray) -> dict[str, Any]:
     """By the flow; its numerical error is what another grid and other probes change."""
     flow = prior.flow
     flow = dataclasses.replace(flow, num_steps=2 * flow.num_steps, seed=flow.seed + 1)

@@ -116,7 +116,7 @@ _SHARE = click.FloatRange(0.0, 1.0, min_open=True, max_open=True)
 @click.option(
     "--chain-steps",
     type=_POSITIVE,
-    default=100,
+    default=50,
     show_default=True,
     help="Steps from noise to data of the prior's chain.",
 )

@@ -18,18 +18,22 @@ import numpyro_diffusion as nd
 from numpyro_diffusion.cli import main
 
 ROOT = pathlib.Path(__file__).parents[2]
-PROGRAM = [sys.executable, "-m", "numpyro_diffusion"]
+# What a shell starts in the background ignores Ctrl-C, and hands that down.
+LAUNCH = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.executable, [sys.executable, "-m", "numpyro_diffusion", *sys.argv[1:]])
+"""
 COMMANDS = ("train", "sample", "evaluate", "condition", "info")
 
 
 def started(*words):
-    """A process, with Ctrl-C as in a terminal: what runs in the background ignores it."""
+    """A process, to which Ctrl-C is what it is in a terminal."""
     return subprocess.Popen(
-        [*PROGRAM, *map(str, words)],
+        [sys.executable, "-c", LAUNCH, *map(str, words)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 
 
