@@ -10,7 +10,7 @@ from numpyro_diffusion.cli.observation import Observation
 
 __all__ = ["save_posterior"]
 
-_MOST_ROWS, _NUM_DRAWS = 8, 4
+_MOST_ROWS, _NUM_DRAWS, _NUM_POINTS = 8, 4, 200
 
 
 def save_posterior(path: Path, seen: Observation, draws: np.ndarray) -> None:
@@ -60,15 +60,16 @@ def _shown(image: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
 
 
 def _entries(figure: Any, seen: Observation, draws: np.ndarray) -> None:
-    """Medians with bands of 50 % and 90 %, over the entries of all events."""
+    """Draws as points above each entry, of all events: a band would hide two modes."""
     flat = draws.reshape(draws.shape[0] * draws.shape[1], -1)
+    rows = np.linspace(0, len(flat) - 1, min(len(flat), _NUM_POINTS)).astype(int)
     places = np.arange(flat.shape[1])
+    aside = np.random.default_rng(0).uniform(-0.2, 0.2, (len(rows), 1))
+    points = np.broadcast_to(places + aside, (len(rows), len(places)))
     axis = figure.subplots()
-    for level, width in ((0.9, 1.5), (0.5, 4.0)):
-        ends = np.quantile(flat, [0.5 - level / 2, 0.5 + level / 2], axis=0)
-        axis.vlines(places, *ends, lw=width, color="C0", label=f"{level:.0%}")
-    axis.plot(places, np.median(flat, axis=0), "o", ms=3, color="C0", label="median")
+    axis.plot(points.ravel(), flat[rows].ravel(), ".", ms=3, alpha=0.4, label="draws")
     mask = seen.mask.ravel()
-    axis.plot(places[mask], seen.y.ravel()[mask], "x", color="C1", label="seen")
+    axis.plot(places[mask], seen.y.ravel()[mask], "x", ms=9, mew=2, label="seen")
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set(xlabel="entry", ylabel="value")
     axis.legend()
