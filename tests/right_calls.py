@@ -41,6 +41,7 @@ RECORDS = (
     *(
         "SplitGibbsState",
         "TwistedSMCPosterior",
+        "Suggestion",
         "CalibrationRuns",
         "TwoSampleTest",
         "ImageData",

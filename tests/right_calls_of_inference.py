@@ -389,6 +389,7 @@ row(
     smc=SMC,
     num_runs=2,
 )
+row("infer.suggest", call=lambda model: nd.infer.suggest(model, y=X), model=model)
 row("infer.particles_needed", moved=np.array([1, 0, 1]), num_particles=2, target=0.9)
 
 # ---- Diagnostics

@@ -17,6 +17,8 @@ from numpyro_diffusion.infer.refresh_ladder import refresh_levels
 from numpyro_diffusion.infer.smc import ParticleSweep
 from numpyro_diffusion.infer.split_gibbs import SplitGibbs, SplitGibbsState
 from numpyro_diffusion.infer.starts import initial_draws
+from numpyro_diffusion.infer.suggest import suggest
+from numpyro_diffusion.infer.suggestion import Suggestion
 from numpyro_diffusion.infer.sweeps import run_sweep
 from numpyro_diffusion.infer.tuning import particles_needed
 from numpyro_diffusion.infer.twisted_smc import TwistedSMC, TwistedSMCPosterior
@@ -32,6 +34,7 @@ __all__ = [
     "ParticleSweep",
     "SplitGibbs",
     "SplitGibbsState",
+    "Suggestion",
     "TwistedSMC",
     "TwistedSMCPosterior",
     "conditional_smc",
@@ -44,4 +47,5 @@ __all__ = [
     "refresh_path",
     "reparam_diffusion",
     "run_sweep",
+    "suggest",
 ]
