@@ -129,17 +129,15 @@ def _their(traits: Traits) -> str:
 
 
 PLAIN = Leaf("plain", "NUTS", "NumPyro's own kernels do")
-MEND = Leaf("mend", "Mend the model", "every kernel refuses it: suggest says what")
+MEND = Leaf("mend", "Mend it first", "suggest says what is missing")
 DRAWS = Leaf("draws", "Predictive", "draws of the prior")
-FLOW = Leaf("flow", "NUTS through FlowReparam", "exact for the flow's map; one mode")
+FLOW = Leaf("flow", "NUTS through FlowReparam", "all latents move at once")
 MARGINAL = Leaf("marginal", "ParticleMarginal", "site and context in one move")
 SMC = Leaf("smc", "TwistedSMC", "independent draws and the evidence")
-GIBBS = Leaf(
-    "gibbs", "ParticleGibbs", "a block beside NUTS, exact for any number of particles"
-)
+GIBBS = Leaf("gibbs", "ParticleGibbs", "exact, as a block beside NUTS")
 
 _BESIDE_KERNEL = Question(
-    "Have any of them gradients,\nor no prior to draw from?",
+    "Is NUTS to move them: gradients,\nmany labels, an improper prior?",
     lambda traits: (
         bool(traits.improper or traits.between)
         or (traits.num_discrete > FEW_CLASSES)
@@ -151,7 +149,7 @@ _BESIDE_KERNEL = Question(
     why_no=_travels,
 )
 _OTHERS = Question(
-    "Other latents: a noise scale,\na gain, labels?",
+    "Are there other latents\n(a noise scale, a gain, a label)?",
     lambda traits: bool(traits.latents),
     yes=_BESIDE_KERNEL,
     no=SMC,
@@ -162,7 +160,7 @@ _OTHERS = Question(
     ),
 )
 _JOINTLY = Question(
-    "Several sites that cannot\nmove as one?",
+    "Several sites that cannot move\nas one (bits, other num_steps)?",
     lambda traits: not traits.moves_jointly,
     yes=GIBBS,
     no=_OTHERS,
@@ -172,7 +170,7 @@ _JOINTLY = Question(
     ),
 )
 _CONTEXT = Question(
-    "Does another latent steer the\nprior (its class, its context)?",
+    "Does a latent, say a class, steer\nthe context of the prior?",
     lambda traits: bool(traits.steering) and not traits.endless,
     yes=MARGINAL,
     no=_JOINTLY,
@@ -184,13 +182,14 @@ _CONTEXT = Question(
     ),
 )
 _CHAIN = Question(
-    "Is a chain with a measured\nerror missing, or more than\nthe context steered?",
+    "Does the prior lack a chain or a\nmeasured error, or do latents steer\n"
+    "more of it than its context?",
     lambda traits: traits.lacks is not None or not traits.fixed_but_context,
     yes=MEND,
     no=_CONTEXT,
 )
 _LARGE = Question(
-    "Hundreds of entries, the error\nnot measured by components?",
+    "Hundreds of entries, and the error\nnot measured by components?",
     lambda traits: traits.num_entries >= MANY_ENTRIES and not traits.has_components,
     yes=FLOW,
     no=_CHAIN,
@@ -234,7 +233,7 @@ _DISTILLED = Question(
     ),
 )
 _GRADIENTS = Question(
-    "Real numbers, under a likelihood\nwith gradients?",
+    "Is the site real, under a likelihood\nwith gradients?",
     lambda traits: traits.has_flow and traits.is_smooth,
     yes=_DISTILLED,
     no=_CHAIN,
@@ -254,7 +253,7 @@ _SEEN = Question(
     why_no=lambda traits: "nothing is observed: the posterior is the prior",
 )
 _FAULT = Question(
-    "Subsampled plates, NaN unmasked,\na masked or scaled prior?",
+    "A subsampled plate, unmasked NaN,\na masked or scaled prior?",
     lambda traits: traits.fault is not None,
     yes=MEND,
     no=_SEEN,
@@ -269,14 +268,12 @@ KERNEL = Question(
 """From a model to a kernel."""
 
 VALUE_TILT = Leaf("values", "ValueTilt()", "the default over values")
-AVERAGED = Leaf("averaged", "Averaged()", "no gradient; more particles")
+AVERAGED = Leaf("averaged", "Averaged()", "takes no gradient, and more particles")
 TWEEDIE = Leaf("tweedie", "MomentMatching(Tweedie())", "the network's own covariance")
-MEASURED = Leaf(
-    "measured", "MomentMatching()", "the default; no derivative of the network"
-)
+MEASURED = Leaf("measured", "MomentMatching()", "the default, and the cheapest")
 
 _COUPLED = Question(
-    "Do sums, blurs or projections tie\nentries, the error not measured\nby components?",
+    "Do sums or blurs tie entries, with no\ncomponents of the error measured?",
     lambda traits: traits.likelihood.couples and not traits.has_components,
     yes=TWEEDIE,
     no=MEASURED,
@@ -297,7 +294,7 @@ _VALUES = Question(
     ),
 )
 GUIDANCE = Question(
-    "Can the likelihood be zero, or has\nit no slope (limits, ranks, yes or no)?",
+    "Can the likelihood be zero, or has it\nno slope (limits, ranks, yes or no)?",
     lambda traits: traits.kind in (Kind.FLAT, Kind.LIMITED),
     yes=AVERAGED,
     no=_VALUES,
