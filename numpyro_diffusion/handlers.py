@@ -56,6 +56,12 @@ def diffusion_sites(model: Callable, *, paths: bool = False) -> Callable:
     other blocks (through its context): what it says about them is masked too, and
     `infer.ParticleGibbs` refuses such a model. Every marked site needs a kernel that knows
     its chain: NUTS alone, on a marked model, would take the prior to be flat.
+
+    **Example:**
+        ```python
+        model = nd.handlers.diffusion_sites(model)
+        kernel = Gibbs([(nd.infer.ParticleGibbs(model), ["x"]), (NUTS(model), None)])
+        ```
     """
     check_model("diffusion_sites", model, None)
     if paths:
@@ -97,6 +103,12 @@ def guide(
             was made by an outer handler; an outer handler gives the site a value; or the
             guidance needs the prior's denoising error and it was not measured.
         TypeError: When run: one of several sites is over bits.
+
+    **Example:**
+        ```python
+        draw = Predictive(nd.handlers.guide(model), num_samples=100)
+        x = jax.jit(lambda key: draw(key, mask, y=y)["x"])(key)
+        ```
     """
     check_model(CALLER, model, site)
     if guidance is not None:

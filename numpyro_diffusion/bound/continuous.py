@@ -103,6 +103,12 @@ def continuous_bound(
             that are no levels.
 
     Source: Kingma et al. 2021, arXiv:2107.00630, eq. 11-18.
+
+    **Example:**
+        ```python
+        found = nd.continuous_bound(reverse, data, key=key, unit=nd.BITS)
+        print(found.bound / data[0].size)  # bits per dimension
+        ```
     """
     caller = "continuous_bound"
     checked_instance(caller, "reverse", reverse, AbstractReverse, "fit(...).reverse")

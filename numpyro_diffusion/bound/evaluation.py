@@ -63,6 +63,11 @@ def variational_bound(
         TypeError: An argument is of another kind.
         ValueError: `num_steps` is less than 2, or not that of a `KernelReverse`, `data` has
             no events or entries that are not finite, or a number is out of range.
+
+    **Example:**
+        ```python
+        bound = nd.variational_bound(reverse, data, num_steps=50, key=key, unit=nd.BITS)
+        ```
     """
     caller = "variational_bound"
     unit = _checked(caller, reverse, data, key, num_steps, unit, batch_size)
@@ -135,6 +140,11 @@ def importance_log_prob(
     Source: Sohl-Dickstein et al. 2015, eq. 9 (an annealed importance sampling or
     Jarzynski form), with the edge step of appendix B.2 (the chain's own last step for a
     process that does not run backwards).
+
+    **Example:**
+        ```python
+        found = nd.importance_log_prob(reverse, data[:8], num_steps=50, key=key)
+        ```
     """
     caller = "importance_log_prob"
     num_samples = checked_integer(caller, "num_samples", num_samples)

@@ -62,6 +62,12 @@ def expected_coverage(
     passes; one that follows the data finds it.
 
     Source: Lemos et al. 2023, arXiv:2302.03026, algorithm 2.
+
+    **Example:**
+        ```python
+        found = nd.diagnostics.expected_coverage(runs)
+        print(found["p_value"])
+        ```
     """
     import xarray as xr
     from scipy.stats import kstest

@@ -56,6 +56,12 @@ def simulation_based_calibration(
 
     Source: Talts et al. 2018, arXiv:1804.06788, algorithm 2; Modrák et al. 2023,
     arXiv:2211.02383, for statistics that depend on the data.
+
+    **Example:**
+        ```python
+        found = nd.diagnostics.simulation_based_calibration(runs)
+        print(found["p_values"])
+        ```
     """
     import xarray as xr
 

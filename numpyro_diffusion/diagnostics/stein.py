@@ -171,6 +171,16 @@ def kernel_stein_discrepancy(
 
     Source: Gorham and Mackey 2017, arXiv:1703.01717, with exponent -1/2; Chwialkowski et
     al. 2016, arXiv:1602.02964, section 4, for independent draws.
+
+    **Example:**
+        ```python
+        score = lambda draw: nd.diagnostics.posterior_score(
+            model, draw, (mask,), {"y": y}
+        )
+        scores = jax.vmap(score)(draws)
+        found = nd.diagnostics.kernel_stein_discrepancy(draws["x"], scores)
+        print(found["p_value"])
+        ```
     """
     import xarray as xr
 

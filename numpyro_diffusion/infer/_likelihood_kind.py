@@ -83,7 +83,7 @@ def kind_of_likelihood(
         bare = OmitPrior(model, select=lambda msg: msg["name"] in priors)
         values = {**others, **values}
         with seed(rng_seed=jax.random.key(0)):
-            found, _ = compute_log_probs(bare, args, kwargs, values)
+            found, _ = compute_log_probs(bare, args, dict(kwargs), values)
         return {name: found[name] for name in speaking}
 
     evaluated = jax.jit(log_densities)
@@ -103,7 +103,8 @@ def kind_of_likelihood(
     # Of a density that depends on the sites, no slope at any point is that of steps.
     if any(_is_flat([slope[name] for slope in slopes]) for name in values):
         return LikelihoodKind(Kind.FLAT)
-    return _smooth(points, [sum(slope.values()) for slope in slopes], bend)
+    totals = [np.sum(list(slope.values()), axis=0) for slope in slopes]
+    return _smooth(points, totals, bend)
 
 
 def _as_vectors(

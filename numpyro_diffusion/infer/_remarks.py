@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from numpyro_diffusion.infer._likelihood_kind import Kind
 from numpyro_diffusion.infer._traits import Traits
 
 __all__ = ["alternatives", "preparations", "settings_reasons"]
@@ -35,7 +34,8 @@ def settings_reasons(
 ) -> list[str]:
     """Why the settings of a plan are as they are."""
     found = []
-    if key in ("smc", "gibbs") and traits.plates and traits.kind is not Kind.LIMITED:
+    is_split = key == "gibbs" or (key == "smc" and not traits.latents)
+    if traits.plates and is_split and len(traits.sites) == 1:
         sizes = " and ".join(f"{name!r} ({n})" for name, n in traits.plates.items())
         found.append(
             f"elements of the plate {sizes} that the data do not couple are problems of "

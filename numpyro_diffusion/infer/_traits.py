@@ -151,7 +151,7 @@ def traits_of(model: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Traits
     )
     if not found:
         return dataclasses.replace(traits, fault=_nearly(model, args, kwargs))
-    fault = _fault(model, args, kwargs, tuple(found), free)
+    fault = _subsampled(messages) or _fault(model, args, kwargs, tuple(found), free)
     if fault is not None:
         return dataclasses.replace(traits, fault=fault)
     steering, is_context = _steering(model, args, kwargs, tuple(found), free)
@@ -220,6 +220,18 @@ def _nearly(model: Callable, args: tuple, kwargs: Mapping[str, Any]) -> str | No
     except ValueError as error:
         _, semicolon, reason = str(error).partition("got none; ")
         return reason if semicolon else None
+    return None
+
+
+def _subsampled(messages: Mapping[str, Any]) -> str | None:
+    """Why a plate of which only a part is seen is none for these kernels."""
+    for name, msg in messages.items():
+        if msg["type"] == "plate" and msg["args"][1] not in (None, msg["args"][0]):
+            size, seen = msg["args"]
+            return (
+                f"the plate {name!r} is subsampled ({seen} of {size} elements), and every "
+                "kernel wants all data at each step: leave subsample_size out"
+            )
     return None
 
 

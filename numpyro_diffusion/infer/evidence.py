@@ -37,6 +37,12 @@ def evidence_trace(posterior: TwistedSMCPosterior) -> Any:
         An `xarray.Dataset` with `log_evidence` and `ess` along `step` (0 is noise, the
         last one the data) and `problem`, and `resampled`, which is false at the last step.
         `found["ess"].plot.line(x="step")` shows where the particles are lost.
+
+    **Example:**
+        ```python
+        posterior = nd.infer.TwistedSMC(model, num_particles=256).run(key, mask, y=y)
+        least = nd.infer.evidence_trace(posterior)["ess"].min("step")
+        ```
     """
     import xarray as xr
 
@@ -86,6 +92,13 @@ def evidence_runs(
     Raises:
         TypeError: `num_runs` is not an integer.
         ValueError: It is below 2: one run has no scatter.
+
+    **Example:**
+        ```python
+        smc = nd.infer.TwistedSMC(model, num_particles=256)
+        found = nd.infer.evidence_runs(key, smc, 8, mask, y=y)
+        print(found["log_mean"][-1], found["log_mean_error"])
+        ```
     """
     import xarray as xr
 

@@ -237,6 +237,14 @@ def reparam_diffusion(model: Callable, reparam: FlowReparam | None = None) -> Ca
     Raises:
         ValueError: When run: a diffusion site's prior is masked, or the site has a value
             without being observed.
+
+    **Example:**
+        ```python
+        mcmc = MCMC(
+            NUTS(nd.infer.reparam_diffusion(model)), num_warmup=500, num_samples=500
+        )
+        mcmc.run(key, mask, y=y)  # draws of "x" and of the noise behind it, "x_base"
+        ```
     """
     checked_callable("reparam_diffusion", "model", model, "a NumPyro model")
     reparam = FlowReparam() if reparam is None else reparam

@@ -105,7 +105,7 @@ class ParticleMarginal(AbstractParticleKernel[ParticleMarginalState]):
         ```python
         def model(y):
             c = numpyro.sample("c", dist.Normal(0.0, 1.0))
-            x = numpyro.sample("x", nd.DiffusionPrior(reverse, (8,), context=c))
+            x = numpyro.sample("x", nd.DiffusionPrior(reverse, (8,), 50, context=c))
             sigma = numpyro.sample("sigma", dist.HalfNormal(1.0))
             numpyro.sample("y", dist.Normal(x, sigma).to_event(1), obs=y)
 

@@ -25,7 +25,7 @@ _OWN_NAMES = {"model", "marked", "flow_model", "kernel", "mcmc", "smc", "jax", "
 _NUMPYROS = ("DiscreteGibbs", "Gibbs", "MCMC", "NUTS", "Predictive")
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class Suggestion:
     """Which kernel serves a model, with which settings, and why; `suggest` makes it.
 

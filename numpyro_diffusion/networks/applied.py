@@ -24,7 +24,8 @@ class Applied(eqx.Module):
 
     ```python
     graph, params = nnx.split(module, nnx.Param)
-    network = Applied(lambda params, x, t: nnx.merge(graph, params)(x, t), params)
+    function = lambda params, x, t: nnx.merge(graph, params)(x, t)
+    network = nd.networks.Applied(function, params)
     ```
 
     One that takes a context, `(params, x, t, context)`, goes into `Conditional`. To be
@@ -140,9 +141,10 @@ def from_torch(
 
     **Example:**
         ```python
-        unet = UNet2DModel.from_pretrained("folder").eval()
-        call = lambda unet, x, t: unet(x[None, None], t[None]).sample[0, 0]
-        network = nd.networks.from_torch(unet, call)
+        layers = torch.nn.Linear(3, 16), torch.nn.SiLU(), torch.nn.Linear(16, 2)
+        module = torch.nn.Sequential(*layers).eval()
+        call = lambda module, x, t: module(torch.cat([x, t[None]]))
+        network = nd.networks.from_torch(module, call)
         prediction = nd.EpsilonPrediction(time_scale=1000, time_shift=-1)
         forward = nd.GaussianForward(nd.schedules.ddpm())
         reverse = nd.DenoisingReverse(forward, network, prediction)

@@ -39,9 +39,8 @@ class Conditional(eqx.Module):
 
     **Example:**
         ```python
-        network = Conditional(
-            nd.networks.MLP((2,), context_shape=(3,), key=key), jnp.zeros(3)
-        )
+        mlp = nd.networks.MLP((2,), context_shape=(3,), key=key)
+        network = nd.networks.Conditional(mlp, jnp.zeros(3))
         reverse = nd.DenoisingReverse(forward, network)
         prior = nd.DiffusionPrior(reverse, (2,), context=jnp.array([0.1, 0.2, 0.3]))
         ```

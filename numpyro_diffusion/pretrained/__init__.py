@@ -24,6 +24,11 @@ def load_pretrained(name: str) -> DiffusionPrior:
 
     Raises:
         ValueError: There is no prior of this name.
+
+    **Example:**
+        ```python
+        images = nd.load_pretrained("digits").sample(key, (4,))
+        ```
     """
     with as_file(_file(name)) as path:
         return load(path)

@@ -42,9 +42,8 @@ __all__ = ["DiffusionPrior"]
 class DiffusionPrior(dist.Distribution):
     """A learned prior for one `numpyro.sample` site.
 
-    The site's value has shape `event_shape`, in the units of the data: those that the
-    network was trained in, or with `scaling` the ones that it leads back to. For Gaussian
-    diffusion it is real, for Bernoulli diffusion made of zeros and ones.
+    The site's value has shape `event_shape` and the units of the data: the network's, or
+    those that `scaling` leads back to. It is real, or in discrete diffusion one of a few.
 
     A process that takes a context (`networks.Conditional`) is a prior under a context:
     observed, a plate's data, or other sites of the model. Contexts with axes in front of
@@ -58,22 +57,16 @@ class DiffusionPrior(dist.Distribution):
     Args:
         reverse: The reverse process, for instance `fit(...).reverse`.
         event_shape: Shape of one event.
-        num_steps: Steps of the reverse chain: short for
-            `sampler=samplers.Ancestral(num_steps)`. By default 200.
+        num_steps: Of the reverse chain, `samplers.Ancestral(num_steps)`; by default 200.
         sampler: How draws are made, and on which grid.
         flow: How `log_prob` solves the probability flow.
-        few_steps: The flow's map in few network calls, as `distill` learns it, for
-            `infer.FlowReparam`.
-        scaling: From the site's units to the network's and back, for instance
-            `fit(..., scaling="standard").scaling`; by default they are the same.
-        context: What the process is conditioned on, any tree of arrays as its network takes
-            it. By default that which the process is under already.
+        few_steps: The flow's map in few network calls, as `distill` learns it.
+        scaling: From the site's units to the network's, `fit(...).scaling`; or the same.
+        context: As the network takes it, any tree of arrays; by default the process's own.
         validate_args: As everywhere in NumPyro.
 
     Raises:
-        TypeError: `reverse` is not a reverse process, `sampler` not a sampler, `flow` not
-            a `ProbabilityFlow` or `scaling` not a `datasets.Scaling`; or the process takes
-            no context, or `context` is none.
+        TypeError: An argument is of another kind, or the process takes no context.
         ValueError: The process wants a context and has none, or it is of another shape;
             `event_shape` or `num_steps` are not positive integers, `num_steps` and
             `sampler` are both given, the denoiser does not return an event of this shape,
@@ -81,6 +74,14 @@ class DiffusionPrior(dist.Distribution):
 
     Error: `sample` is first order in `1 / num_steps` for a denoising network and exact
     for the processes of `analytic`; for `log_prob` see `ProbabilityFlow`.
+
+    **Example:**
+        ```python
+        prior = nd.DiffusionPrior(
+            reverse, (2,), num_steps=50
+        )  # numpyro.sample("x", prior)
+        draws = prior.sample(key, (8,))
+        ```
     """
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012
@@ -298,10 +299,9 @@ class DiffusionPrior(dist.Distribution):
         front = x.shape[: x.ndim - len(self.event_shape)]
         front = jnp.broadcast_shapes(front, self.batch_shape)
         density = _log_prob(self, jnp.broadcast_to(x, front + self.event_shape), front)
-        if scaling is None:
-            return density
         # The Jacobian of the change of units.
-        return density - scaling.log_volume(self.event_shape)
+        volume = 0.0 if scaling is None else scaling.log_volume(self.event_shape)
+        return density - volume
 
     @staticmethod
     def infer_shapes(*args: Any, **kwargs: Any) -> Any:

@@ -46,18 +46,22 @@ def save(
 ) -> None:
     """Save an object to one file; an existing file is replaced, all or nothing.
 
-    Arrays keep their bits and dtypes. An object that appears in two places is saved
-    twice.
+    Arrays keep their bits and dtypes; what appears in two places is saved twice.
 
     Args:
         path: The file.
         obj: An object of a registered class, for instance a `DiffusionPrior`.
-        card: Where the object comes from, as JSON: data, script, bound, date. See
-            `read_card`.
+        card: Where it comes from, as JSON: data, script, bound, date. See `read_card`.
 
     Raises:
         TypeError: Something inside is not a value, or its class is not registered.
         ValueError: A network is not what its hyperparameters and arrays say.
+
+    **Example:**
+        ```python
+        nd.save("prior.nd", prior, card={"data": "a ring"})
+        prior = nd.load("prior.nd")
+        ```
     """
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"save: path must be the path of a file, got {path!r}.")

@@ -83,6 +83,12 @@ def denoising_error(
         TypeError: `reverse` is not a reverse process, or `data` are no array.
         ValueError: There are no events, entries are not finite, or a number is not
             positive, or `num_knots` is 1 or negative, or `num_components` negative.
+
+    **Example:**
+        ```python
+        error = nd.denoising_error(reverse, data, key=key, num_components=2)
+        prior = nd.DiffusionPrior(reverse.with_error(error), (2,), num_steps=50)
+        ```
     """
     caller = "denoising_error"
     checked_instance(caller, "reverse", reverse, AbstractReverse, "fit(...).reverse")

@@ -177,6 +177,19 @@ def fit(
             is out of range; nothing is trained; or the checkpoint cannot be written, or
             belongs to another run.
         FloatingPointError: The loss became NaN or infinite; the last checkpoint stays.
+
+    **Example:**
+        ```python
+        result = nd.fit(
+            reverse,
+            data,
+            key=key,
+            num_steps=1000,
+            scaling="standard",
+            progress_bar=False,
+        )
+        prior = nd.DiffusionPrior(result.reverse, (2,), scaling=result.scaling)
+        ```
     """
     checked_instance(
         "fit",

@@ -87,6 +87,12 @@ def unknown(y, prior=UNIT):
     numpyro.sample("y", dist.Normal(x, sigma).to_event(x.ndim), obs=y)
 
 
+def half_seen(y):
+    x = numpyro.sample("x", UNIT)
+    law = dist.Normal(x, 0.5).mask(jnp.array([True, False]))
+    numpyro.sample("y", law.to_event(1), obs=y)
+
+
 def summed(y):
     x = numpyro.sample("x", UNIT)
     numpyro.sample("y", dist.Normal(x.sum(), 0.5), obs=y)
@@ -308,6 +314,7 @@ DRAWS_ONLY = trained(sampler=nd.samplers.DPMSolver(STEPS))
 IMAGE = trained((16, 16))
 SERVED = {
     "noise that is known": (known, Y, SMC, "nothing but the site"),
+    "missing and masked": (half_seen, jnp.array([0.4, jnp.nan]), SMC, "as good as"),
     "a sum": (summed, 0.7, SMC, "Tweedie's covariance"),
     "noise that is unknown": (unknown, Y, GIBBS, "`sigma` moves beside"),
     "a scale that elements share": (shared_scale, ROWS, GIBBS, "plate 'events' .3."),
@@ -353,7 +360,11 @@ SERVED = {
 UNSERVED = {
     "no measured error": (of(known, prior=trained(error=False)), Y, r"nd\.calibrate"),
     "no chain": (of(known, prior=DRAWS_ONLY), Y, r"Ancestral\(num_steps\)"),
-    "a subsampled plate": (subsampled, jnp.ones(4), "subsampled plates"),
+    "a subsampled plate": (
+        subsampled,
+        jnp.ones(4),
+        r"4 of 10 .*leave subsample_size out",
+    ),
     "missing data": (known, jnp.array([1.0, jnp.nan]), "NaN in 1 of 2"),
     "a scaled prior": (scaled, Y, "must not be scaled"),
     "a masked prior": (unmasked, Y, "must not be masked"),
@@ -396,7 +407,7 @@ def test_what_is_missing(name):
         suggestion.kernel()
 
 
-TINY = {"num_warmup": 2, "num_samples": 3, "num_chains": 2, "num_particles": 8}
+TINY = {"num_warmup": 2, "num_samples": 4, "num_chains": 2, "num_particles": 8}
 
 
 quiet = pytest.mark.filterwarnings("ignore:Some donated buffers")
@@ -545,6 +556,7 @@ def test_every_end_is_reached():
     ("name", "kind", "couples"),
     [
         ("noise that is known", "GAUSSIAN", False),
+        ("missing and masked", "GAUSSIAN", False),
         ("a sum", "GAUSSIAN", True),
         ("counts", "SMOOTH", False),
         ("heavy tails", "SMOOTH", False),
