@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["Call", "Name", "Statement", "carried_out", "printed"]
+__all__ = ["Call", "Name", "Statement", "called", "carried_out", "printed"]
 
 _WIDTH = 88
 
@@ -63,6 +63,15 @@ def carried_out(value: Any, names: Mapping[str, Any]) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(map(of, value))
     return value
+
+
+def called(value: Any) -> frozenset[str]:
+    """The names of all functions that an expression calls."""
+    if isinstance(value, Call):
+        return called([*value.args, *value.kwargs.values()]) | {value.name}
+    if isinstance(value, list | tuple):
+        return frozenset().union(*map(called, value))
+    return frozenset()
 
 
 def _printed(value: Any, column: int, indent: int) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from numpyro_diffusion.infer._likelihood_kind import Kind
 from numpyro_diffusion.infer._traits import Traits
 
 __all__ = ["alternatives", "preparations", "settings_reasons"]
@@ -73,24 +74,19 @@ def settings_reasons(
 
 def alternatives(key: str, traits: Traits) -> list[str]:
     """What else would do, and when."""
-    flows = traits.has_flow and traits.is_smooth
-    splits = flows and traits.fixed_but_context and not traits.steering
-    can_draw = traits.lacks is None and not traits.improper and not traits.between
+    flows = traits.has_flow and traits.is_smooth and not traits.endless
+    is_plain = not traits.improper and not traits.between and traits.fixed_but_context
+    draws = traits.lacks is None and is_plain and traits.moves_jointly
+    splits = flows and traits.lacks is None and not (traits.steering or traits.discrete)
+    smc, flow, split = [_SMC] * draws, [_GRADIENTS] * flows, [_SPLIT] * splits
+    is_guided = traits.is_smooth or traits.kind is Kind.VALUES
     found = {
-        "smc": [_GIBBS, _GUIDE, *([_GRADIENTS] if flows else [])],
-        "gibbs": [
-            *([_SMC] if can_draw and traits.moves_jointly else []),
-            _INDEPENDENCE,
-            *([_GRADIENTS] if flows else []),
-            *([_SPLIT] if splits and not traits.discrete else []),
-        ],
-        "marginal": [_SMC] if can_draw and traits.moves_jointly else [],
-        "flow": [
-            *([_SMC] if can_draw and traits.moves_jointly else []),
-            *([_SPLIT] if splits and not traits.discrete else []),
-        ],
+        "smc": [_GIBBS, *[_GUIDE] * is_guided, *flow],
+        "gibbs": [*smc, _INDEPENDENCE, *flow, *split],
+        "marginal": smc,
+        "flow": [*smc, *split],
         "draws": ["prior.sample(key, (num,)): draws without a model"],
-        "mend": [_GRADIENTS, _SPLIT] if splits and traits.fault is None else [],
+        "mend": flow if traits.fault is None else [],
     }
     return found.get(key, [])
 

@@ -88,7 +88,9 @@ def suggest(model: Callable, *args: Any, **kwargs: Any) -> Suggestion:
         **common,
     )
     refusal = _refusal(found, args, kwargs)
-    return found if refusal is None else _unserved(refusal, common)
+    if refusal is None:
+        return found
+    return _unserved(refusal, {**common, "alternatives": ()})
 
 
 def _unserved(missing: str, common: Mapping[str, Any]) -> Suggestion:

@@ -14,6 +14,7 @@ from numpyro_diffusion.infer._recipes import (
     Call,
     Name,
     Statement,
+    called,
     carried_out,
     printed,
 )
@@ -22,7 +23,6 @@ from numpyro_diffusion.infer._traits import Traits
 __all__ = ["Suggestion"]
 
 _OWN_NAMES = {"model", "marked", "flow_model", "kernel", "mcmc", "smc", "jax", "nd"}
-_NUMPYROS = ("DiscreteGibbs", "Gibbs", "MCMC", "NUTS", "Predictive")
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
@@ -63,17 +63,20 @@ class Suggestion:
         """Python code, from the imports to the draws; empty if no kernel serves."""
         if self._plan is None:
             return ""
-        statements = [printed(statement) for statement in self._statements()]
-        text = "\n".join([*statements, *self._running()])
-        names = [
-            name for name in _NUMPYROS if f"{name}(" in _without(text, _NUMPYROS, name)
-        ]
+        statements = self._statements()
+        functions = called([statement.value for statement in statements])
+        # In the order of isort: words in capitals first.
+        names = sorted(
+            (name for name in functions if "." not in name),
+            key=lambda name: (not name.isupper(), name),
+        )
         imports = ["import jax"]
-        if "nd." in text:
+        if any(name.startswith("nd.") for name in functions):
             imports.append("import numpyro_diffusion as nd")
         if names:
             imports.append(f"from numpyro.infer import {', '.join(names)}")
-        return "\n".join([*imports, "", text, ""])
+        lines = [*map(printed, statements), *self._running()]
+        return "\n".join([*imports, "", *lines, ""])
 
     def kernel(self) -> Any:
         """The kernel that the code builds; a `TwistedSMC`, or a `Predictive`, likewise.
@@ -200,14 +203,6 @@ class Suggestion:
         if not has_names or _OWN_NAMES & {*names, *self._kwargs}:
             return ["*args"] * bool(self._args) + ["**kwargs"] * bool(self._kwargs)
         return [*names, *(f"{name}={name}" for name in self._kwargs)]
-
-
-def _without(text: str, names: tuple[str, ...], name: str) -> str:
-    """A text without longer names that end in a name."""
-    for longer in names:
-        if longer != name and longer.endswith(name):
-            text = text.replace(longer, "")
-    return text.replace(f"Particle{name}", "")
 
 
 def _shown(settings: Mapping[str, Any]) -> str:
