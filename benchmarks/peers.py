@@ -31,7 +31,6 @@ from training import fit_steps, floor_steps
 from twins import Convolutional, Dense
 
 import numpyro_diffusion as nd
-from numpyro_diffusion.guidance import MomentMatching, Tweedie
 from numpyro_diffusion.training import steps
 
 OURS = ("numpyro_diffusion", "x ours")
@@ -139,9 +138,15 @@ def guiding(name, network, num_events, num_steps, peers, with_azula, noise=0.1):
         title = f"{title}, {each:.1f} products per step"
         report(title, measure(functions, rounds=5), floor, OURS)
 
-    same = MomentMatching(Tweedie(), max_iterations=2, tolerance=0.0)
+    same = nd.guidance.MomentMatching(
+        nd.guidance.Tweedie(), max_iterations=2, tolerance=0.0
+    )
     compare("Guidance, equal work", same, iterations=3)
-    compare("Guidance, each with its defaults", MomentMatching(Tweedie()), iterations=1)
+    compare(
+        "Guidance, each with its defaults",
+        nd.guidance.MomentMatching(nd.guidance.Tweedie()),
+        iterations=1,
+    )
 
 
 def main() -> None:

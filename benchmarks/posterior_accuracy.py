@@ -39,7 +39,6 @@ from record import machine, signature, today
 from tqdm.auto import tqdm
 
 import numpyro_diffusion as nd
-from numpyro_diffusion.guidance import DPS, Isotropic, MomentMatching, Tweedie
 
 RESULTS = Path(__file__).parent / "posterior_accuracy.json"
 DOCUMENT = Path(__file__).parents[1] / "docs" / "accuracy_mixture.md"
@@ -252,9 +251,12 @@ class Answer(NamedTuple):
 
 
 Method = Callable[[jax.Array, Problem, Sizes], Answer]
-ISOTROPIC, TWEEDIE = MomentMatching(Isotropic()), MomentMatching(Tweedie())
+ISOTROPIC, TWEEDIE = (
+    nd.guidance.MomentMatching(nd.guidance.Isotropic()),
+    nd.guidance.MomentMatching(nd.guidance.Tweedie()),
+)
 # Few observations under a covariance that varies: the twist is the density of y itself.
-TWIST = MomentMatching(Tweedie(), determinant=True)
+TWIST = nd.guidance.MomentMatching(nd.guidance.Tweedie(), determinant=True)
 
 
 def exact(key: jax.Array, problem: Problem, sizes: Sizes) -> Answer:
@@ -269,7 +271,7 @@ def prior_draws(key: jax.Array, problem: Problem, sizes: Sizes) -> Answer:
 
 @functools.cache
 def sampler(
-    guidance: MomentMatching, num_particles: int, batch_size: int
+    guidance: nd.guidance.MomentMatching, num_particles: int, batch_size: int
 ) -> nd.infer.TwistedSMC:
     """One object for all problems, so that it is compiled once."""
     return nd.infer.TwistedSMC(
@@ -278,7 +280,9 @@ def sampler(
 
 
 def smc_of(
-    guidance: MomentMatching, factor: int = 1, data_scale: float = DATA_SCALE
+    guidance: nd.guidance.MomentMatching,
+    factor: int = 1,
+    data_scale: float = DATA_SCALE,
 ) -> Method:
     """`TwistedSMC`, with so many times more particles than draws."""
 
@@ -301,7 +305,7 @@ def _guided(guidance: Any, key: jax.Array, arguments: tuple, y: Any, num: int) -
     return draws(key, *arguments, y=y)["x"]
 
 
-def guide_of(guidance: MomentMatching) -> Method:
+def guide_of(guidance: nd.guidance.MomentMatching) -> Method:
     """Guided draws, without weights."""
 
     def run(key: jax.Array, problem: Problem, sizes: Sizes) -> Answer:
@@ -316,7 +320,9 @@ def dps(key: jax.Array, problem: Problem, sizes: Sizes) -> Answer:
     law = dist.Normal(0.0, problem.sigma).expand(problem.y.shape).to_event(1)
     best = law.log_prob(jnp.zeros(problem.y.shape))
     # Its step is one of the network's units, by a gradient in them.
-    guidance = DPS(best, step_size=jnp.asarray(problem.sigma / DATA_SCALE**2))
+    guidance = nd.guidance.DPS(
+        best, step_size=jnp.asarray(problem.sigma / DATA_SCALE**2)
+    )
     arguments, y = problem.arguments(sizes.num_steps), jnp.asarray(problem.y)
     return Answer(_guided(guidance, key, arguments, y, sizes.num_draws))
 

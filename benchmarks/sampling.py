@@ -28,8 +28,6 @@ from numpyro.infer.gibbs import conditioned, with_conditioning
 from timing import clock, describe, measure, report, use_one_core
 
 import numpyro_diffusion as nd
-from numpyro_diffusion.guidance import AbstractCovariance, MomentMatching, Tweedie
-from numpyro_diffusion.schedules import uniform_grid
 
 FLOOR = "floor: network calls"
 
@@ -37,7 +35,7 @@ FLOOR = "floor: network calls"
 def network_calls(network, shape, num_steps, repeats=1):
     """A compiled loop of network calls on a batch, each fed the last one's output."""
     x = jax.random.normal(jax.random.key(0), shape)
-    times = jnp.tile(uniform_grid(num_steps)[1:], repeats)
+    times = jnp.tile(nd.schedules.uniform_grid(num_steps)[1:], repeats)
     # Weights are arguments, as they are to the library: XLA must not fold them in.
     arrays, static = eqx.partition(network, eqx.is_array)
 
@@ -67,17 +65,17 @@ def linearised_calls(network, shape, counts):
 
         return jax.lax.scan(step, x, (times, counts))[0]
 
-    times = uniform_grid(len(counts))[1:]
+    times = nd.schedules.uniform_grid(len(counts))[1:]
     return lambda: run(arrays, x, times, jnp.asarray(counts))
 
 
-class Counted(AbstractCovariance):
+class Counted(nd.guidance.AbstractCovariance):
     """Tweedie's covariance, which counts its applications at each time."""
 
     calls: Counter = eqx.field(static=True)
 
     def step(self, reverse, x_t, *, t, s):
-        step, apply = Tweedie().step(reverse, x_t, t=t, s=s)
+        step, apply = nd.guidance.Tweedie().step(reverse, x_t, t=t, s=s)
 
         def note(v, t):
             self.calls.update([round(float(np.ravel(t)[0]), 6)])
@@ -94,7 +92,7 @@ class Counted(AbstractCovariance):
         return step, counted
 
 
-def applications(draw: Callable, guidance: MomentMatching) -> list[int]:
+def applications(draw: Callable, guidance: nd.guidance.MomentMatching) -> list[int]:
     """How often each step of a guided chain applies the covariance, in the order of time.
 
     Chains side by side iterate as long as one of them does, and are counted as one.
@@ -184,7 +182,10 @@ def guided_draws(name, prior, num_events):
         run = jax.jit(lambda prior: draw(guidance, prior))
         return lambda: run(prior)
 
-    plain, tweedie = MomentMatching(), MomentMatching(Tweedie())
+    plain, tweedie = (
+        nd.guidance.MomentMatching(),
+        nd.guidance.MomentMatching(nd.guidance.Tweedie()),
+    )
     title = f"{name}: {num_events} guided draws, {prior.num_steps} steps"
     times = measure(
         {

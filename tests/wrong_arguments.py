@@ -40,7 +40,11 @@ TYPES = (
     *(FileNotFoundError, NotImplementedError),
 )
 # These name the file, which is the argument.
-OF_FILES = (FileNotFoundError, nd.saving.archive.ArchiveError, nd.datasets.DataFileError)
+OF_FILES = (
+    FileNotFoundError,
+    nd.saving.archive.ArchiveError,
+    nd.datasets.DataFileError,
+)
 
 
 class TooLongError(Exception):

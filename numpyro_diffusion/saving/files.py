@@ -28,6 +28,12 @@ from numpyro_diffusion.saving.archive import (
     read_archive,
     write_archive,
 )
+from numpyro_diffusion.saving.leaves import (
+    described_leaf,
+    is_array,
+    leaves_of,
+    sort_of_array,
+)
 
 __all__ = ["load", "read_card", "save"]
 
@@ -127,7 +133,7 @@ def _encode(value: Any, where: str, arrays: dict[str, Any]) -> Any:
         return {"dict": items}
     if isinstance(value, (jax.Array, np.ndarray, np.generic)):
         arrays[where] = value
-        return {"array": where, "as": _sort_of_array(value)}
+        return {"array": where, "as": sort_of_array(value)}
     entry = registry.entry_of(value)
     if entry is None:
         raise TypeError(
@@ -159,31 +165,31 @@ def _take_apart(
     # Brackets keep an array among the hyperparameters apart from the leaf of its name.
     leaves = {
         name: _encode(leaf, f"{where}({name})", arrays)
-        for name, leaf in _leaves(obj).items()
-        if _is_array(leaf)
+        for name, leaf in leaves_of(obj).items()
+        if is_array(leaf)
     }
     return values, leaves
 
 
 def _check_network(network: Any, skeleton: Any, where: str) -> None:
     """Refuse to save what `load` could not bring back."""
-    have, built = _leaves(network), _leaves(skeleton)
+    have, built = leaves_of(network), leaves_of(skeleton)
     a: Any
     b: Any
     for name in {**have, **built}:
         a, b = have.get(name), built.get(name)
-        if _is_array(a) and _is_array(b):
+        if is_array(a) and is_array(b):
             is_kept = a.shape == b.shape
         else:
             # Functions made by the constructor differ from one call to the next.
             numbers = (bool, int, float, complex, str)
-            is_kept = (name in have) == (name in built) and _is_array(a) == _is_array(b)
+            is_kept = (name in have) == (name in built) and is_array(a) == is_array(b)
             is_kept &= not isinstance(a, numbers) or a == b
         if not is_kept:
             raise ValueError(
                 f"save: the leaf {name} of {where} must be what "
                 f"{type(network).__name__} makes of its hyperparameters, "
-                f"{_describe(b)}, got {_describe(a)}; a network is saved as its "
+                f"{described_leaf(b)}, got {described_leaf(a)}; a network is saved as its "
                 "hyperparameters and arrays."
             )
 
@@ -312,7 +318,7 @@ def _skeleton(cls: Callable[..., Any], hyper: dict[str, Any]) -> Any:
 
 def _fill(skeleton: Any, leaves: dict[str, Any], file: _File) -> Any:
     where = f"{file.path}: the network {type(skeleton).__name__}"
-    built = {n: leaf for n, leaf in _leaves(skeleton).items() if _is_array(leaf)}
+    built = {n: leaf for n, leaf in leaves_of(skeleton).items() if is_array(leaf)}
     reason = registry.difference(built, built, leaves)
     if reason is not None:
         raise ArchiveError(
@@ -330,25 +336,3 @@ def _fill(skeleton: Any, leaves: dict[str, Any], file: _File) -> Any:
     return jtu.tree_map_with_path(
         lambda path, leaf: stored.get(jtu.keystr(path), leaf), skeleton
     )
-
-
-# ---- Leaves
-
-
-def _leaves(tree: Any) -> dict[str, Any]:
-    return {jtu.keystr(path): leaf for path, leaf in jtu.tree_leaves_with_path(tree)}
-
-
-def _is_array(leaf: Any) -> bool:
-    arrays = (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct)
-    return isinstance(leaf, arrays)
-
-
-def _sort_of_array(value: Any) -> str:
-    if isinstance(value, jax.Array):
-        return "jax"
-    return "numpy" if isinstance(value, np.ndarray) else "scalar"
-
-
-def _describe(leaf: Any) -> str:
-    return f"an array of shape {leaf.shape}" if _is_array(leaf) else repr(leaf)
