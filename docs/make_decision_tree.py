@@ -17,7 +17,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-from numpyro_diffusion.infer.decision import GUIDANCE, KERNEL, Leaf, Question, nodes
+from numpyro_diffusion.infer.choice.decision import (
+    GUIDANCE,
+    KERNEL,
+    Leaf,
+    Question,
+    nodes,
+)
 
 PICTURE = pathlib.Path(__file__).parent / "images" / "decision_tree.svg"
 ROW, WIDE, HIGH, LEAF, LEAF_X = 1.0, 3.8, 0.72, 3.5, 4.6

@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from numpyro_diffusion.infer import decision
+from numpyro_diffusion.infer.choice import decision
 
 ROOT = pathlib.Path(__file__).parents[1]
 PICTURE = (ROOT / "docs" / "images" / "decision_tree.svg").read_text()

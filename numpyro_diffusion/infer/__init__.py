@@ -1,9 +1,9 @@
 """Inference: kernels for `numpyro.infer.Gibbs` and `MCMC`, SMC, and reparameterisation."""
 
+from numpyro_diffusion.infer.choice import Suggestion, suggest
 from numpyro_diffusion.infer.conditional import conditional_smc, independent_smc
 from numpyro_diffusion.infer.evidence import evidence_runs, evidence_trace
 from numpyro_diffusion.infer.flow_reparam import FlowReparam, reparam_diffusion
-from numpyro_diffusion.infer.kernel_choice import suggest
 from numpyro_diffusion.infer.particle_gibbs import ParticleGibbs, ParticleGibbsState
 from numpyro_diffusion.infer.particle_independence import (
     ParticleIndependence,
@@ -18,7 +18,6 @@ from numpyro_diffusion.infer.refresh_ladder import refresh_levels
 from numpyro_diffusion.infer.smc import ParticleSweep
 from numpyro_diffusion.infer.split_gibbs import SplitGibbs, SplitGibbsState
 from numpyro_diffusion.infer.starts import initial_draws
-from numpyro_diffusion.infer.suggestion import Suggestion
 from numpyro_diffusion.infer.sweeps import run_sweep
 from numpyro_diffusion.infer.tuning import particles_needed
 from numpyro_diffusion.infer.twisted_smc import TwistedSMC, TwistedSMCPosterior

@@ -14,8 +14,8 @@ from numpyro.infer import MCMC
 from reference import mean_z_scores
 
 import numpyro_diffusion as nd
-from numpyro_diffusion.infer.decision import GUIDANCE, KERNEL, Leaf, nodes
-from numpyro_diffusion.infer.suggestion import Suggestion
+from numpyro_diffusion.infer.choice.decision import GUIDANCE, KERNEL, Leaf, nodes
+from numpyro_diffusion.infer.choice.suggestion import Suggestion
 
 FORWARD = nd.GaussianForward(nd.schedules.cosine())
 TIMES, STEPS = jnp.arange(1, 11) / 10, 4
@@ -527,7 +527,7 @@ def test_code_for_a_context_gives_its_posterior():
 
 
 def test_every_end_has_a_plan_or_a_sentence():
-    from numpyro_diffusion.infer._plans import PLANS
+    from numpyro_diffusion.infer.choice.plans import PLANS
 
     ends = {node.key for node in nodes(KERNEL) if isinstance(node, Leaf)}
     assert ends == {*PLANS, "mend"}

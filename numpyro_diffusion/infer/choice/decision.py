@@ -7,8 +7,8 @@ what it found in a model; `docs/make_decision_tree.py` draws them.
 import dataclasses
 from collections.abc import Callable
 
-from numpyro_diffusion.infer._likelihood_kind import Kind
-from numpyro_diffusion.infer._traits import Traits
+from numpyro_diffusion.infer.choice.likelihood_kind import Kind
+from numpyro_diffusion.infer.choice.traits import Traits
 
 __all__ = ["GUIDANCE", "KERNEL", "Answer", "Leaf", "Question", "decide", "nodes"]
 

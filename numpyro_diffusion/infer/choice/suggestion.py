@@ -9,8 +9,8 @@ from typing import Any
 import jax
 from numpyro.infer import MCMC
 
-from numpyro_diffusion.infer._plans import Plan
-from numpyro_diffusion.infer._recipes import (
+from numpyro_diffusion.infer.choice.plans import Plan
+from numpyro_diffusion.infer.choice.recipes import (
     Call,
     Name,
     Statement,
@@ -18,7 +18,7 @@ from numpyro_diffusion.infer._recipes import (
     carried_out,
     printed,
 )
-from numpyro_diffusion.infer._traits import Traits
+from numpyro_diffusion.infer.choice.traits import Traits
 
 __all__ = ["Suggestion"]
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from numpyro_diffusion.infer._likelihood_kind import Kind
-from numpyro_diffusion.infer._traits import Traits
+from numpyro_diffusion.infer.choice.likelihood_kind import Kind
+from numpyro_diffusion.infer.choice.traits import Traits
 
 __all__ = ["alternatives", "preparations", "settings_reasons"]
 

@@ -7,15 +7,15 @@ from typing import Any
 import jax
 
 from numpyro_diffusion.guidance import default_guidance
-from numpyro_diffusion.infer._plans import PLANS, guidance_call
-from numpyro_diffusion.infer._remarks import (
+from numpyro_diffusion.infer.choice.decision import GUIDANCE, KERNEL, Leaf, decide
+from numpyro_diffusion.infer.choice.plans import PLANS, guidance_call
+from numpyro_diffusion.infer.choice.remarks import (
     alternatives,
     preparations,
     settings_reasons,
 )
-from numpyro_diffusion.infer._traits import Traits, traits_of
-from numpyro_diffusion.infer.decision import GUIDANCE, KERNEL, Leaf, decide
-from numpyro_diffusion.infer.suggestion import Suggestion
+from numpyro_diffusion.infer.choice.suggestion import Suggestion
+from numpyro_diffusion.infer.choice.traits import Traits, traits_of
 from numpyro_diffusion.infer.twisted_smc import TwistedSMC
 from numpyro_diffusion.model.checks import check_model
 from numpyro_diffusion.model.problem import whole_problem

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from numpyro_diffusion.infer._likelihood_kind import (
+from numpyro_diffusion.infer.choice.likelihood_kind import (
     NOT_SEEN,
     Kind,
     LikelihoodKind,
     kind_of_likelihood,
 )
-from numpyro_diffusion.infer._prior_traits import steps_for, traits_of_priors
+from numpyro_diffusion.infer.choice.prior_traits import steps_for, traits_of_priors
 from numpyro_diffusion.model.choice import free_latents
 from numpyro_diffusion.model.context import steering_latents
 from numpyro_diffusion.model.likelihood import Likelihood

@@ -7,8 +7,8 @@ from typing import Any
 from numpyro.infer import NUTS, DiscreteGibbs, Gibbs, Predictive
 
 from numpyro_diffusion.guidance import Averaged, MomentMatching, Tweedie
-from numpyro_diffusion.infer._recipes import Call, Name, Statement
-from numpyro_diffusion.infer._traits import Traits
+from numpyro_diffusion.infer.choice.recipes import Call, Name, Statement
+from numpyro_diffusion.infer.choice.traits import Traits
 from numpyro_diffusion.infer.flow_reparam import FlowReparam, reparam_diffusion
 from numpyro_diffusion.infer.particle_gibbs import ParticleGibbs
 from numpyro_diffusion.infer.particle_marginal import ParticleMarginal
