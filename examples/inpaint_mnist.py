@@ -150,7 +150,7 @@ def save_picture(path: Path, truth: Any, seen: Any, y: Any, x: np.ndarray) -> No
     figure, axes = plt.subplots(
         len(truth),
         11,
-        figsize=(15.0, 1.45 * len(truth) + 0.3),
+        figsize=(15.0, 1.45 * len(truth) + 0.6),
         layout="constrained",
         squeeze=False,
         width_ratios=[1.0] * 10 + [1.6],

@@ -133,7 +133,8 @@ def plot_posterior_grid(
     if row_labels is not None:
         texts = checked_labels(_CALLER, "row_labels", row_labels, len(draws_by_row[0]))
     shape = draws_by_row.shape[1], len(columns)
-    size = (1.3, 1.3 * event[0] / event[1] + 0.15)
+    # In inches; titles take 0.4 of them, which the rows share.
+    size = (1.3, 1.3 * event[0] / event[1] + 0.15 + 0.4 / shape[0])
     grid = grid_of_axes(_CALLER, axes, *shape, size)
     _fill(grid, columns, texts)
     return grid
