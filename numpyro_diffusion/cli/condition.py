@@ -138,7 +138,7 @@ def condition(
     with whole(out) as file:
         data.to_netcdf(file)
     with whole(picture) as file:
-        save_posterior(file, seen, result.draws["x"])
+        save_posterior(file, seen, result.draws["x"], found.prior.event_shape)
     summary = {**_summary(data, result), "written": f"{out}, {picture}"}
     if as_json:
         click.echo(json.dumps(summary, indent=2))

@@ -13,24 +13,24 @@ __all__ = ["save_posterior"]
 _MOST_ROWS, _NUM_DRAWS, _NUM_POINTS = 8, 4, 200
 
 
-def save_posterior(path: Path, seen: Observation, draws: np.ndarray) -> None:
+def save_posterior(
+    path: Path, seen: Observation, draws: np.ndarray, event_shape: tuple[int, ...]
+) -> None:
     """Draw images as images, and anything else entry by entry.
 
     Args:
         path: A png file.
         seen: The observation; of several, eight are shown.
         draws: Shape (num_chains, num_samples, *y), in the units of the data.
+        event_shape: Shape of one event.
     """
     from matplotlib.figure import Figure
 
-    flat = draws.reshape(-1, *draws.shape[2:])
-    shape = seen.y.shape
-    several = is_drawable(shape[1:]) and not is_drawable(shape)
-    y, mask = (seen.y, seen.mask) if several else (seen.y[None], seen.mask[None])
-    flat = flat if several else flat[:, None]
     figure = Figure(layout="constrained")
-    if is_drawable(y.shape[1:]):
-        _images(figure, y, mask, flat)
+    if is_drawable(event_shape):
+        y, mask = (array.reshape(-1, *event_shape) for array in (seen.y, seen.mask))
+        num_draws = draws.shape[0] * draws.shape[1]
+        _images(figure, y, mask, draws.reshape(num_draws, -1, *event_shape))
     else:
         _entries(figure, seen, draws)
     figure.savefig(path, dpi=110)
@@ -54,9 +54,10 @@ def _images(figure: Any, y: np.ndarray, mask: np.ndarray, draws: np.ndarray) -> 
 
 
 def _shown(image: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
-    """From black, 0, to white, 1; what was not seen stays not a number, and clear."""
+    """From black, 0, to white, 1; what was not seen is clear, or in colours black."""
     low, high = limits
-    return np.clip((image - low) / max(high - low, np.finfo(float).tiny), 0.0, 1.0)
+    share = np.clip((image - low) / max(high - low, np.finfo(float).tiny), 0.0, 1.0)
+    return np.nan_to_num(share, nan=0.0) if image.ndim == 3 else share
 
 
 def _entries(figure: Any, seen: Observation, draws: np.ndarray) -> None:

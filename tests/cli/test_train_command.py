@@ -71,6 +71,7 @@ def test_the_network_suits_the_shape(shape):
     assert plan(shape, width=7, num_steps=3)[-1] == 3
 
 
+@pytest.mark.gate
 def test_options_from_a_file_and_flags_that_win(tmp_path):
     _, path = vectors(tmp_path)
     config = tmp_path / "run.toml"
@@ -264,9 +265,9 @@ def test_a_folder_of_pictures_goes_all_the_way(tmp_path):
     assert "log evidence" in run("condition", *words).stdout
     import arviz as az
 
-    with az.from_netcdf(posterior) as found:
-        assert found["posterior"]["x"].dims == ("chain", "draw", "row", "column")
-        observed = found["observed_data"]["y"].values
+    found = az.from_netcdf(posterior)
+    assert found["posterior"]["x"].dims == ("chain", "draw", "row", "column")
+    observed = found["observed_data"]["y"].values
     np.testing.assert_array_equal(observed, np.where(mask, y + 0.5, 0))
     with Image.open(tmp_path / "posterior.png") as image:
         assert min(image.size) > 100
