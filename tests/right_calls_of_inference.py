@@ -10,10 +10,11 @@ import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 import numpyro.distributions as dist
 import optax
 from numpyro.handlers import seed
-from numpyro.infer import NUTS
+from numpyro.infer import MCMC, NUTS
 from right_calls import (
     DATA,
     ERROR,
@@ -390,6 +391,27 @@ row(
     num_runs=2,
 )
 row("infer.suggest", call=lambda model: nd.infer.suggest(model, y=X), model=model)
+
+
+def normal_model(y=None):
+    x = numpyro.sample("x", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+    numpyro.sample("y", dist.Normal(x, 1.0).to_event(1), obs=y)
+
+
+CHAIN = MCMC(NUTS(normal_model), num_warmup=1, num_samples=2, progress_bar=False)
+CHAIN.run(KEY, X)
+row("infer.stat_fields", kernel=CHAIN.sampler)
+row(
+    "infer.to_arviz",
+    None,
+    ("dims", "coords", "prior", "posterior_predictive"),
+    result=CHAIN,
+    dims={"x": ["coordinate"]},
+    coords={"coordinate": ["a", "b"]},
+    prior={"x": jnp.zeros((3, 2))},
+    posterior_predictive={"y": jnp.zeros((2, 2))},
+    log_likelihood=False,
+)
 row("infer.particles_needed", moved=np.array([1, 0, 1]), num_particles=2, target=0.9)
 
 # ---- Diagnostics

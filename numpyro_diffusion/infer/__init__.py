@@ -2,6 +2,7 @@
 
 from numpyro_diffusion.infer.choice import Suggestion, suggest
 from numpyro_diffusion.infer.conditional import conditional_smc, independent_smc
+from numpyro_diffusion.infer.converter import to_arviz
 from numpyro_diffusion.infer.evidence import evidence_runs, evidence_trace
 from numpyro_diffusion.infer.flow_reparam import FlowReparam, reparam_diffusion
 from numpyro_diffusion.infer.particle_gibbs import ParticleGibbs, ParticleGibbsState
@@ -18,6 +19,7 @@ from numpyro_diffusion.infer.refresh_ladder import refresh_levels
 from numpyro_diffusion.infer.smc import ParticleSweep
 from numpyro_diffusion.infer.split_gibbs import SplitGibbs, SplitGibbsState
 from numpyro_diffusion.infer.starts import initial_draws
+from numpyro_diffusion.infer.statistics import stat_fields
 from numpyro_diffusion.infer.sweeps import run_sweep
 from numpyro_diffusion.infer.tuning import particles_needed
 from numpyro_diffusion.infer.twisted_smc import TwistedSMC, TwistedSMCPosterior
@@ -46,5 +48,7 @@ __all__ = [
     "refresh_path",
     "reparam_diffusion",
     "run_sweep",
+    "stat_fields",
     "suggest",
+    "to_arviz",
 ]

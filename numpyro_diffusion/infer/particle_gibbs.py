@@ -1,7 +1,7 @@
 """A block kernel that draws a diffusion site exactly given all other latents."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, SupportsIndex
+from typing import ClassVar, NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -123,6 +123,14 @@ class ParticleGibbs(AbstractParticleKernel[ParticleGibbsState]):
         MCMC(kernel, num_warmup=200, num_samples=500).run(key, mask, y=y)
         ```
     """
+
+    stat_dims: ClassVar[dict[str, list[str]]] = {
+        "moved": ["problem"],
+        "refreshed": ["problem", "level"],
+        "jumped": ["problem"],
+        "ess": ["problem"],
+        "num_undefined": ["problem"],
+    }
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """A block kernel whose proposals are whole runs of sequential Monte Carlo."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, SupportsIndex
+from typing import ClassVar, NamedTuple, SupportsIndex
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
@@ -83,6 +83,13 @@ class ParticleIndependence(AbstractParticleKernel[ParticleIndependenceState]):
         MCMC(kernel, num_warmup=200, num_samples=500).run(key, mask, y=y)
         ```
     """
+
+    stat_dims: ClassVar[dict[str, list[str]]] = {
+        "moved": ["problem"],
+        "accepted": ["problem"],
+        "ess": ["problem"],
+        "num_undefined": ["problem"],
+    }
 
     def __init__(
         self,

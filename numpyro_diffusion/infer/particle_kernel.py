@@ -3,7 +3,7 @@
 import abc
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, NamedTuple, SupportsIndex, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, SupportsIndex, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -82,6 +82,8 @@ class AbstractParticleKernel(MCMCKernel, Generic[State]):
     """
 
     sample_field = "z"  # pyright: ignore[reportAssignmentType]
+    stat_dims: ClassVar[dict[str, list[str]]] = {}
+    """The fields of the state that tell how it works, with names of their dimensions."""
 
     def __init__(
         self,

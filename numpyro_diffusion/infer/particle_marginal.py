@@ -13,7 +13,7 @@ the present values of all other blocks; so the kernel may stand beside others.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, SupportsIndex
+from typing import Any, ClassVar, NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -116,6 +116,14 @@ class ParticleMarginal(AbstractParticleKernel[ParticleMarginalState]):
         MCMC(kernel, num_warmup=500, num_samples=2000).run(key, y)
         ```
     """
+
+    stat_dims: ClassVar[dict[str, list[str]]] = {
+        "accepted": [],
+        "accept_rate": [],
+        "moved": ["problem"],
+        "ess": ["problem"],
+        "num_undefined": ["problem"],
+    }
 
     def __init__(
         self,

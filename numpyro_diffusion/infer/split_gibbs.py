@@ -25,7 +25,7 @@ Source: Vono et al. 2019, arXiv:1804.05809, for the split; Bouman and Buzzard 20
 
 import copy
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -144,6 +144,7 @@ class SplitGibbs(MCMCKernel):
     """
 
     sample_field = "z"  # pyright: ignore[reportAssignmentType]
+    stat_dims: ClassVar[dict] = {"rho": [], "accept_prob": [], "diverging": []}
 
     def __init__(
         self,

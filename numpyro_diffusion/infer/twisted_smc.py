@@ -1,6 +1,6 @@
 """Posterior draws and the evidence of a model with a diffusion site, by one SMC run."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, SupportsIndex
 
 import jax
@@ -25,8 +25,9 @@ from numpyro_diffusion.infer._smc_programs import (
     run_whole,
     run_with_bar,
 )
+from numpyro_diffusion.infer.arviz_groups import SAMPLE_DIMS, Layout, completed
 from numpyro_diffusion.model.checks import check_model, refuse_missing
-from numpyro_diffusion.model.sites import named_dims, observed_values, traced
+from numpyro_diffusion.model.sites import is_diffusion_site, traced
 from numpyro_diffusion.reverse.devices import checked_devices
 
 __all__ = ["TwistedSMC", "TwistedSMCPosterior", "unchecked_run"]
@@ -250,32 +251,54 @@ class TwistedSMCPosterior:
         arguments = smc.model, self._args, self._kwargs, smc.settings
         return run_draws(*arguments, self._key, self.particles)
 
-    def to_arviz(self) -> Any:
-        """The draws as one chain of ArviZ's data, the evidence in its attributes.
+    def to_arviz(
+        self,
+        *,
+        dims: Mapping[str, Sequence[str]] | None = None,
+        coords: Mapping[str, Sequence[Any]] | None = None,
+        prior: Mapping[str, Any] | None = None,
+        posterior_predictive: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """The draws as one chain of ArviZ's data, with the evidence; see `infer.to_arviz`.
 
-        Plates and `infer={"event_dims": ...}` name the dimensions, as in
-        `arviz.from_numpyro`.
+        Args:
+            dims: Names of the last dimensions of sites.
+            coords: Coordinates along dimensions.
+            prior: Draws of the prior, from `Predictive`.
+            posterior_predictive: Draws of `Predictive` for each of `get_samples()`.
+
+        Raises:
+            TypeError: An argument is of another kind.
+            ValueError: A name is of no site, or a shape does not fit.
         """
-        import arviz as az
-
         sites = traced(self._smc.model, self._args, self._kwargs, {})
-        observed = {n: np.asarray(v) for n, v in observed_values(sites).items()}
+        layout = Layout(sites, dims, coords)
         draws = {name: np.asarray(v)[None] for name, v in self.get_samples().items()}
-        groups = {"posterior": draws, "observed_data": observed}
-        dims = named_dims(sites)
-        from_dict: Any = az.from_dict
-        if az.__version__.startswith("0."):
-            data = from_dict(**groups, dims=dims)
-        else:
-            data = from_dict(groups, dims=dims)
-        data["posterior"].attrs.update(
-            inference_library="numpyro_diffusion",
-            log_evidence=np.asarray(self.log_evidence).tolist(),
-            log_evidence_error=np.asarray(self.log_evidence_error).tolist(),
-            log_evidence_total=float(self.log_evidence_total),
-            num_particles=self._smc.num_particles,
-        )
-        return data
+        evidence = {
+            "log_evidence": np.asarray(self.log_evidence),
+            "log_evidence_error": np.asarray(self.log_evidence_error),
+        }
+        along = {"ess": "level", "log_evidence_path": "level", "resampled": "step"}
+        stats = {**evidence, **{name: getattr(self, name) for name in along}}
+        stats = {name: np.asarray(value)[None] for name, value in stats.items()}
+        stat_dims = {name: self._plates(layout) for name in evidence}
+        stat_dims |= {name: [axis, "problem"] for name, axis in along.items()}
+        attrs = {
+            **{name: value.tolist() for name, value in evidence.items()},
+            "log_evidence_total": float(self.log_evidence_total),
+            "num_particles": self._smc.num_particles,
+        }
+        groups = {
+            "posterior": layout.dataset(draws, SAMPLE_DIMS, attrs=attrs),
+            "sample_stats": layout.dataset(stats, SAMPLE_DIMS[:1], stat_dims),
+        }
+        return completed(layout, groups, prior, posterior_predictive)
+
+    def _plates(self, layout: Layout) -> list[str]:
+        """Names of the plates whose elements have an evidence each."""
+        num = np.ndim(self.log_evidence)
+        site = next(n for n, m in layout.sites.items() if is_diffusion_site(m))
+        return layout.names[site][:num]
 
 
 def unchecked_run(

@@ -5,21 +5,30 @@ tried there and may change without notice.
 """
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import numpyro.distributions as dist
 from jax.typing import ArrayLike
 from numpyro.distributions.distribution import MaskedDistribution
+from numpyro.infer import MCMC
 from numpyro.infer.gibbs import GIBBS_SITES_KWARG
 from numpyro.infer.util import compute_log_probs
 from numpyro.ops.provenance import eval_provenance
 
 __all__ = [
     "GIBBS_SITES_KWARG",
+    "call_of",
     "compute_log_probs",
     "eval_provenance",
     "mask_of",
     "unvalidated",
 ]
+
+
+def call_of(mcmc: MCMC) -> tuple[Callable | None, tuple, dict[str, Any]]:
+    """The model of a finished run and what it was called with."""
+    return getattr(mcmc.sampler, "model", None), mcmc._args, dict(mcmc._kwargs)
 
 
 def mask_of(fn: MaskedDistribution) -> ArrayLike:

@@ -234,15 +234,23 @@ def named_dims(sites: Mapping[str, Any]) -> dict[str, list[str]]:
     """
     found = {}
     for name, msg in sites.items():
+        if msg["type"] not in ("sample", "deterministic"):
+            continue
+        names = [f"{name}_dim_{i}" for i in range(jnp.ndim(msg["value"]))]
+        frames = msg["cond_indep_stack"]
         if msg["type"] == "sample":
-            names = [f"{name}_dim_{i}" for i in range(jnp.ndim(msg["value"]))]
             num_batch = len(names) - msg["fn"].event_dim
-            for frame in msg["cond_indep_stack"]:
-                names[num_batch + frame.dim] = frame.name
-            of_event = msg["infer"].get("event_dims", [])
-            if len(of_event) == msg["fn"].event_dim:
-                names[num_batch:] = of_event
-            found[name] = names
+        else:  # plates come first, as far as they go
+            num_batch = max((-frame.dim for frame in frames), default=0)
+        shape = jnp.shape(msg["value"])
+        for frame in frames:
+            axis = num_batch + frame.dim
+            if axis < len(names) and shape[axis] == frame.size:
+                names[axis] = frame.name
+        of_event = msg.get("infer", {}).get("event_dims", [])
+        if of_event and len(of_event) == len(names) - num_batch:
+            names[num_batch:] = of_event
+        found[name] = names
     return found
 
 

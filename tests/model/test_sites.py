@@ -98,6 +98,7 @@ def test_observed_values_and_names_of_dimensions():
         "scale": [],
         "x": ["n", "coordinate"],
         "noise": ["n"],
+        "twice": ["n", "twice_dim_1"],
         "y": ["n", "y_dim_1"],
     }
 
