@@ -254,12 +254,14 @@ class Likelihood:
             ):
                 raise ValueError(
                     "Likelihood: subsampled plates are not supported, got plate "
-                    f"{plate!r} with {other['args'][1]} of {other['args'][0]} elements."
+                    f"{plate!r} with {other['args'][1]} of {other['args'][0]} elements; "
+                    "give all data, or run NUTS or SVI on infer.reparam_diffusion(model)."
                 )
         if message["scale"] is not None:
             raise ValueError(
                 f"Likelihood: the prior of {name!r} must not be scaled (by `scale` or a "
-                f"subsampled plate), got scale {message['scale']}."
+                f"subsampled plate), got scale {message['scale']}; scale the likelihood "
+                "alone, by `handlers.scale` around the observed site."
             )
         masked = isinstance(message["fn"], MaskedDistribution)
         if masked and not is_marked(message):

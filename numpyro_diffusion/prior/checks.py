@@ -12,12 +12,14 @@ from numpyro_diffusion.checks import checked_instance, checked_num_steps
 from numpyro_diffusion.datasets import Scaling
 from numpyro_diffusion.prior.few_steps import FewStepMap
 from numpyro_diffusion.reverse import AbstractReverse
-from numpyro_diffusion.samplers import AbstractSampler, Ancestral
+from numpyro_diffusion.samplers import AbstractSampler, Ancestral, ProbabilityFlow
 
 __all__ = [
     "check_denoiser",
     "check_few_steps",
     "check_scaling",
+    "check_value",
+    "checked_flow",
     "checked_sampler",
     "no_density",
 ]
@@ -36,6 +38,23 @@ def checked_sampler(num_steps: Any, sampler: AbstractSampler | None) -> Abstract
     return checked_instance(
         "DiffusionPrior", "sampler", sampler, AbstractSampler, "samplers.Ancestral(200)"
     )
+
+
+def checked_flow(flow: Any) -> ProbabilityFlow:
+    """The flow that was given, or the default one."""
+    flow = ProbabilityFlow() if flow is None else flow
+    return checked_instance(
+        "DiffusionPrior", "flow", flow, ProbabilityFlow, "ProbabilityFlow()"
+    )
+
+
+def check_value(caller: str, value: Array, event_shape: tuple[int, ...]) -> None:
+    """Refuse values that are no events."""
+    if value.shape[max(0, value.ndim - len(event_shape)) :] != event_shape:
+        raise ValueError(
+            f"{caller}: value must end in the event's shape {event_shape}, got shape "
+            f"{value.shape}."
+        )
 
 
 def check_few_steps(few_steps: Any) -> None:

@@ -19,7 +19,6 @@ from numpyro.distributions.util import validate_sample
 
 from numpyro_diffusion.checks import (
     checked_array,
-    checked_instance,
     checked_key,
     checked_shape,
 )
@@ -29,6 +28,8 @@ from numpyro_diffusion.prior.checks import (
     check_denoiser,
     check_few_steps,
     check_scaling,
+    check_value,
+    checked_flow,
     checked_sampler,
     no_density,
 )
@@ -89,7 +90,7 @@ class DiffusionPrior(dist.Distribution):
     # Arrays travel as data; the rest must be hashable, or the distribution would not
     # survive jit (an Equinox network has functions among its leaves).
     pytree_data_fields = ("_arrays",)
-    pytree_aux_fields = ("_static", "flow")
+    pytree_aux_fields = ("_static", "flow", "_num_axes")
 
     def __init__(
         self,
@@ -124,14 +125,18 @@ class DiffusionPrior(dist.Distribution):
             check_scaling(scaling, reverse, event_shape)
         parts = (reverse, sampler, scaling, few_steps)
         self._arrays, self._static = eqx.partition(parts, eqx.is_array)
-        self.flow = ProbabilityFlow() if flow is None else flow
-        checked_instance(
-            "DiffusionPrior", "flow", self.flow, ProbabilityFlow, "ProbabilityFlow()"
-        )
+        self._num_axes = tuple(map(jnp.ndim, jax.tree.leaves(self._arrays)))
+        self.flow = checked_flow(flow)
         check_denoiser(reverse, event_shape)
         super().__init__(
             reverse.context_shape, event_shape, validate_args=validate_args
         )
+
+    @property
+    def _is_stack(self) -> bool:
+        """Whether it has an axis of steps in front, as one that comes out of `scan`."""
+        leaves = jax.tree.leaves(self._arrays)
+        return tuple(map(jnp.ndim, leaves)) != self._num_axes
 
     @property
     def _parts(
@@ -199,10 +204,6 @@ class DiffusionPrior(dist.Distribution):
         x = jax.ShapeDtypeStruct(self.event_shape, jnp.result_type(float))
         jax.eval_shape(lambda x: laws.append(reverse.transition(x, t=1.0, s=0.5)), x)
         return laws[0].has_rsample
-
-    @property
-    def has_enumerate_support(self) -> bool:
-        return False
 
     def standardised(self, value: Num[Array, "..."]) -> Num[Array, "..."]:
         """Values of the site, in the network's units."""
@@ -279,11 +280,9 @@ class DiffusionPrior(dist.Distribution):
         caller, event = "DiffusionPrior.log_prob", self.event_shape
         checked_array(caller, "value", value, finite=False, empty=True)
         value = jnp.asarray(value)
-        if value.shape[max(0, value.ndim - len(event)) :] != event:
-            raise ValueError(
-                f"{caller}: value must end in the event's shape {event}, got shape "
-                f"{value.shape}."
-            )
+        check_value(caller, value, event)
+        if self._is_stack:
+            return jax.vmap(lambda prior, value: prior.log_prob(value))(self, value)
         if value.size == 0:  # NumPyro's validation divides by the number of events
             front = value.shape[: value.ndim - len(event)]
             return jnp.zeros(jnp.broadcast_shapes(front, self.batch_shape))
