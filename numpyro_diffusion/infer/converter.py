@@ -105,6 +105,11 @@ def to_arviz(
     if stats:
         groups["sample_stats"] = layout.dataset(stats, SAMPLE_DIMS, stat_dims)
     if log_likelihood is not False:
+        if model is None:
+            raise ValueError(
+                f"{CALLER}: log_likelihood must be of a kernel that was made from a model, "
+                "got one of a potential."
+            )
         groups["log_likelihood"] = pointwise_group(
             layout, model, draws, args, kwargs, log_likelihood
         )

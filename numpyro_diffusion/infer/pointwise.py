@@ -41,16 +41,16 @@ def pointwise_group(
         TypeError: `wanted` is something else.
         ValueError: There are none, or one of them is a single event.
     """
-    is_names = isinstance(wanted, list | tuple) and all(
-        isinstance(name, str) for name in wanted
-    )
-    if wanted is not True and not is_names:
+    data = observations(layout.sites)
+    if wanted is True:
+        names = list(data)
+    elif isinstance(wanted, list | tuple) and all(isinstance(n, str) for n in wanted):
+        names = list(wanted)
+    else:
         raise TypeError(
             f"{CALLER}: log_likelihood must be True, False or a list of names of observed "
             f"sites, got {wanted!r}."
         )
-    data = observations(layout.sites)
-    names = list(data) if wanted is True else list(wanted)
     unknown = [name for name in names if name not in data]
     if unknown or not names:
         raise ValueError(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpyro.infer import Gibbs
 from numpyro.infer.hmc import HMC
@@ -105,6 +106,6 @@ def _arrays(name: str, value: Any) -> dict[str, np.ndarray]:
     if isinstance(value, Mapping):
         parts = [_arrays(f"{name}.{inner}", v) for inner, v in value.items()]
         return {n: array for part in parts for n, array in part.items()}
-    if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         return {}
     return {name: np.asarray(value)}

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
-import jax
 import numpyro.distributions as dist
 from numpyro.infer import (
     HMC,
@@ -16,11 +15,9 @@ from numpyro.infer import (
     HMCGibbs,
     MixedHMC,
 )
-from tiny_models import DIFFUSION, MEAN, NORMAL, SIGMA, Y, One
+from tiny_models import DIFFUSION, MEAN, NORMAL, SIGMA, One, Y
 
 import numpyro_diffusion as nd
-
-RHO = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +29,7 @@ class Case:
         model: The model whose moments are known.
         field: A field of the state beside the values, as `extra_fields` names it.
         num_samples: Draws for a posterior mean whose standard error is about 0.03.
-        thinning: Of these draws.
-        start: `init_params` for one chain.
+        start: Name of a latent whose first value may be given.
         bias: What the kernel's stated error may add to a moment.
     """
 
@@ -41,7 +37,7 @@ class Case:
     model: One
     field: str
     num_samples: int = 1000
-    start: str | None = "x"
+    start: str = "x"
     bias: float = 0.0
 
     def kernel(self):

@@ -203,13 +203,14 @@ MODELS = {
     ),
     "`mask` around the whole model": Written(
         under(lambda m: handlers.mask(m, mask=jnp.array(True))),
-        kernels="must not be masked",
+        kernels="must not be masked; mask the likelihood",
     ),
     "`scale` around the data": Written(
         with_site(around=lambda: handlers.scale(scale=2.0))
     ),
     "`scale` around the whole model": Written(
-        under(lambda m: handlers.scale(m, scale=2.0)), kernels="must not be scaled"
+        under(lambda m: handlers.scale(m, scale=2.0)),
+        kernels="scale the likelihood alone, by `handlers.scale`",
     ),
     "`lift` of a parameter": Written(
         lambda prior: handlers.lift(with_param(prior), {"b": dist.Normal(0.0, 1.0)})
@@ -230,14 +231,14 @@ MODELS = {
         subsampled_data,
         {"b": 0.3, "n": jnp.arange(3)},
         args=(jnp.arange(6.0),),
-        kernels="subsampled plates are not supported",
+        kernels="give all data, or run NUTS or SVI",
     ),
     "in a plate that is subsampled": Written(
         subsampled_site,
         {"b": 0.3, "n": jnp.arange(3)},
         shape=(3, 1),
         args=(THREE,),
-        kernels="subsampled plates are not supported",
+        kernels="give all data, or run NUTS or SVI",
     ),
     "with `sample_shape`": Written(with_site(before=of_shape), shape=(3, 1)),
     "expanded, to one event": Written(
@@ -252,7 +253,7 @@ MODELS = {
         with_site(
             before=lambda prior: numpyro.sample("x", prior.mask(jnp.array(True)))
         ),
-        kernels="must not be masked",
+        kernels="must not be masked; mask the likelihood",
     ),
     "its prior transformed": Written(
         with_site(
