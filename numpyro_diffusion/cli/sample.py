@@ -155,14 +155,14 @@ def _as_bytes(
 
 
 def _write(path: Path, found: Prior, draws: np.ndarray) -> None:
-    name = found.card.get("variable") or "x"
     if path.suffix == ".npy":
         np.save(path, draws)
     elif path.suffix == ".npz":
-        np.savez(path, allow_pickle=False, **{name: draws})
+        np.savez(path, x=draws)
     else:
         import xarray as xr
 
         attrs = {} if found.units is None else {"units": found.units}
         array = xr.DataArray(draws, dims=["draw", *found.dims], attrs=attrs)
+        name = found.card.get("variable") or "x"
         array.to_dataset(name=name).to_netcdf(path, engine="h5netcdf")
