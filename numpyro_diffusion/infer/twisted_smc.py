@@ -296,9 +296,10 @@ class TwistedSMCPosterior:
 
     def _plates(self, layout: Layout) -> list[str]:
         """Names of the plates whose elements have an evidence each."""
-        num = np.ndim(self.log_evidence)
-        site = next(n for n, m in layout.sites.items() if is_diffusion_site(m))
-        return layout.names[site][:num]
+        samples = {n: m for n, m in layout.sites.items() if m["type"] == "sample"}
+        latents = [n for n, m in samples.items() if not m["is_observed"]]
+        site = next(n for n in latents if is_diffusion_site(samples[n]))
+        return layout.names[site][: np.ndim(self.log_evidence)]
 
 
 def unchecked_run(
