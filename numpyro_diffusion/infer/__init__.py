@@ -2,7 +2,6 @@
 
 from numpyro_diffusion.infer.choice import Suggestion, suggest
 from numpyro_diffusion.infer.conditional import conditional_smc, independent_smc
-from numpyro_diffusion.infer.converter import to_arviz
 from numpyro_diffusion.infer.evidence import evidence_runs, evidence_trace
 from numpyro_diffusion.infer.flow_reparam import FlowReparam, reparam_diffusion
 from numpyro_diffusion.infer.particle_gibbs import ParticleGibbs, ParticleGibbsState
@@ -16,10 +15,11 @@ from numpyro_diffusion.infer.particle_marginal import (
 )
 from numpyro_diffusion.infer.path_refresh import refresh_path
 from numpyro_diffusion.infer.refresh_ladder import refresh_levels
+from numpyro_diffusion.infer.results.converter import to_arviz
+from numpyro_diffusion.infer.results.statistics import stat_fields
 from numpyro_diffusion.infer.smc import ParticleSweep
 from numpyro_diffusion.infer.split_gibbs import SplitGibbs, SplitGibbsState
 from numpyro_diffusion.infer.starts import initial_draws
-from numpyro_diffusion.infer.statistics import stat_fields
 from numpyro_diffusion.infer.sweeps import run_sweep
 from numpyro_diffusion.infer.tuning import particles_needed
 from numpyro_diffusion.infer.twisted_smc import TwistedSMC, TwistedSMCPosterior

@@ -25,7 +25,7 @@ from numpyro_diffusion.infer._smc_programs import (
     run_whole,
     run_with_bar,
 )
-from numpyro_diffusion.infer.arviz_groups import SAMPLE_DIMS, Layout, completed
+from numpyro_diffusion.infer.results.groups import SAMPLE_DIMS, Layout, completed
 from numpyro_diffusion.model.checks import check_model, refuse_missing
 from numpyro_diffusion.model.sites import is_diffusion_site, traced
 from numpyro_diffusion.reverse.devices import checked_devices

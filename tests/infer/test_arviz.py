@@ -342,5 +342,5 @@ def test_names_with_slashes_are_refused():
 
 
 def test_half_precision_is_stored_as_single():
-    value = nd.infer.arviz_groups.storable(jnp.ones(2, jnp.bfloat16))
+    value = nd.infer.results.groups.storable(jnp.ones(2, jnp.bfloat16))
     assert value.dtype == np.float32

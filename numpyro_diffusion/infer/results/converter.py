@@ -6,14 +6,14 @@ from typing import Any
 import jax
 from numpyro.infer import MCMC
 
-from numpyro_diffusion.infer.arviz_groups import (
+from numpyro_diffusion.infer.results.groups import (
     CALLER,
     SAMPLE_DIMS,
     Layout,
     completed,
 )
-from numpyro_diffusion.infer.pointwise import pointwise_group
-from numpyro_diffusion.infer.statistics import chain_statistics
+from numpyro_diffusion.infer.results.pointwise import pointwise_group
+from numpyro_diffusion.infer.results.statistics import chain_statistics
 from numpyro_diffusion.infer.twisted_smc import TwistedSMCPosterior
 from numpyro_diffusion.model.private import call_of
 from numpyro_diffusion.model.sites import traced

@@ -8,7 +8,7 @@ from jaxtyping import Bool
 from numpyro.distributions.distribution import MaskedDistribution
 from numpyro.infer import log_likelihood
 
-from numpyro_diffusion.infer.arviz_groups import (
+from numpyro_diffusion.infer.results.groups import (
     CALLER,
     SAMPLE_DIMS,
     Layout,

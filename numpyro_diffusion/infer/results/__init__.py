@@ -1,0 +1,1 @@
+"""What kernels and runs return, as ArviZ's data."""
