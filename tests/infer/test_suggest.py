@@ -456,7 +456,7 @@ def test_mcmc_is_what_the_code_builds():
 
 def test_wrong_models():
     with pytest.raises(TypeError, match="suggest: model must be a function"):
-        nd.infer.suggest(3)
+        nd.infer.suggest(int)
     for paths in (False, True):
         marked = nd.handlers.diffusion_sites(known, paths=paths)
         with pytest.raises(ValueError, match="suggest: model must be the plain"):

@@ -158,12 +158,12 @@ def _smooth(
     diagonal = bend(points[0], jnp.ones_like(points[0]))
     probe = np.random.default_rng(1).uniform(1.0, 2.0, diagonal.shape)
     bent = bend(points[0], jnp.asarray(probe, points[0].dtype))
-    couples = not _alike(bent, diagonal * probe, np.max(np.abs(bent)))
+    couples = not _alike(bent, diagonal * probe, float(np.max(np.abs(bent))))
     information = 0.0 if couples else max(0.0, float(np.max(-diagonal)))
     sharpest = np.inf if information == 0.0 else information**-0.5
     kind = Kind.GAUSSIAN if is_gaussian else Kind.SMOOTH
     return LikelihoodKind(kind, couples, sharpest)
 
 
-def _alike(found: np.ndarray, expected: np.ndarray, scale: np.ndarray) -> bool:
+def _alike(found: np.ndarray, expected: np.ndarray, scale: np.ndarray | float) -> bool:
     return bool(np.all(np.abs(found - expected) <= _TOLERANCE * scale + 1e-12))

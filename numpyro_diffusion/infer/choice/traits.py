@@ -193,7 +193,8 @@ def _descent(
         return known
 
     from_sites = descendants(frozenset(found))
-    follows = frozenset(name for name in free if name in from_sites) - found.keys()
+    is_below = lambda name: name in from_sites and name not in found
+    follows = frozenset(filter(is_below, free))
     speaking = tuple(name for name in observed if name in from_sites)
     seen = frozenset(observed)
     between = sorted(n for n in follows if descendants(frozenset([n])) & seen)
