@@ -33,7 +33,9 @@ def executed(source):
     """
     notebook = jupytext.read(source)
     before = os.times()
-    NotebookClient(notebook, timeout=3600, kernel_name="python3").execute()
+    NotebookClient(
+        notebook, timeout=3600, kernel_name="python3", coalesce_streams=True
+    ).execute()
     after = os.times()  # the kernel is a child, and has ended
     seconds = sum(after[2:4]) - sum(before[2:4])
     for cell in notebook.cells:
