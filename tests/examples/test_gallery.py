@@ -15,6 +15,13 @@ ROOT = pathlib.Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 GALLERY = DOCS / "gallery"
 TINY = {
+    "calibration": {
+        "num_train_steps": 20,
+        "num_simulations": 20,
+        "num_warmup": 2,
+        "thinning": 1,
+        "flow_steps": 1,
+    },
     "quick_start": {
         "num_train_steps": 20,
         "num_warmup": 2,
