@@ -6,7 +6,7 @@ one run come `NAME.md` for the site, `NAME.ipynb` to take away, and the pictures
 `docs/images/gallery/NAME_1.png`, ...
 
     pip install ".[gallery]"
-    python docs/make_gallery.py                 # all of them, ten to twenty minutes
+    python docs/make_gallery.py                 # all of them, about ten minutes
     python docs/make_gallery.py quick_start     # one
 """
 
@@ -77,9 +77,8 @@ def page(name, notebook, seconds):
                 path.write_bytes(base64.b64decode(output.data["image/png"]))
                 alt = cell.metadata["alt"]
                 parts.append(f"![{alt}](../images/gallery/{path.name})")
-    title, *rest = parts
     files = f"[notebook]({name}.ipynb), [script]({name}.py)"
-    return "\n\n".join([title, *rest, f"*{signature(seconds)} Take it: {files}.*\n"])
+    return "\n\n".join([*parts, f"*{signature(seconds)} Take it: {files}.*\n"])
 
 
 def main():
