@@ -4,25 +4,20 @@ An image is 3072 bytes: the red, the green and the blue picture of 32 rows of 32
 the binary version a record is the label and the image; in the Python version a pickled
 dictionary holds the images under `b"data"` and the labels under `b"labels"`.
 
-A pickle is a program, and the usual reader runs it. The one in here hands out no function
-of NumPy or Python: the few names that these files ask for get stand-ins that only note
-down bytes and shapes, and any other name is refused before something is called.
+A pickle is a program, and the usual reader runs it; `batch_pickles` has another.
 
 Source: Krizhevsky 2009, https://www.cs.toronto.edu/~kriz/cifar.html.
 """
 
-import io
 import os
-import pickle
 import reprlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Array
 
 from numpyro_diffusion.checks import checked_key
+from numpyro_diffusion.datasets.batch_pickles import StoredArray, read_pickle
 from numpyro_diffusion.datasets.files import (
     DataFileError,
     check_labels,
@@ -35,6 +30,7 @@ __all__ = ["cifar10"]
 
 _PIXELS = 3 * 32 * 32
 _NUM_CLASSES = 10
+_MAX_PICKLE = 2**30  # bytes; a published batch has 31 million
 _TRAIN = [f"data_batch_{k}" for k in range(1, 6)]
 _TEST = ["test_batch"]
 _MD5 = {
@@ -95,8 +91,11 @@ def _part(
 
 def _read(path: Path, verify: bool) -> tuple[np.ndarray, np.ndarray]:
     """Images as rows of bytes, and labels."""
+    is_binary = path.suffix == ".bin"
+    # Before it is read: what is no batch may be of any size.
+    _check_size(path, is_binary)
     data = path.read_bytes()
-    parse = _parse_binary if path.suffix == ".bin" else _parse_pickle
+    parse = _parse_binary if is_binary else _parse_pickle
     # First the format, whose messages say more than a checksum's.
     rows, labels = parse(path, data)
     check_labels(path, labels, _NUM_CLASSES)
@@ -105,25 +104,34 @@ def _read(path: Path, verify: bool) -> tuple[np.ndarray, np.ndarray]:
     return rows, labels
 
 
-def _parse_binary(path: Path, data: bytes) -> tuple[np.ndarray, np.ndarray]:
-    if len(data) == 0 or len(data) % (1 + _PIXELS) != 0:
+def _check_size(path: Path, is_binary: bool) -> None:
+    size = path.stat().st_size
+    if is_binary and (size == 0 or size % (1 + _PIXELS) != 0):
         raise DataFileError(
             f"{path} is damaged: its size must be a positive multiple of {1 + _PIXELS} "
-            f"bytes, a label and an image, got {len(data)}."
+            f"bytes, a label and an image, got {size}."
         )
+    if not is_binary and size > _MAX_PICKLE:
+        raise DataFileError(
+            f"{path} is not a batch of CIFAR-10: it must have at most {_MAX_PICKLE} "
+            f"bytes, got {size}."
+        )
+
+
+def _parse_binary(_: Path, data: bytes) -> tuple[np.ndarray, np.ndarray]:
     records = np.frombuffer(data, np.uint8).reshape(-1, 1 + _PIXELS)
     return records[:, 1:], records[:, 0]
 
 
 def _parse_pickle(path: Path, data: bytes) -> tuple[np.ndarray, np.ndarray]:
-    batch = _unpickle(path, data)
+    batch = read_pickle(path, data)
     if not isinstance(batch, dict) or not {b"data", b"labels"} <= batch.keys():
         raise DataFileError(
             f"{path} is not a batch of CIFAR-10: it must be a dictionary with the keys "
             f"b'data' and b'labels', got {reprlib.repr(batch)}."
         )
     rows, labels = batch[b"data"], batch[b"labels"]
-    if not isinstance(rows, _StoredArray):
+    if not isinstance(rows, StoredArray):
         raise DataFileError(
             f"{path} is damaged: b'data' must be an array of bytes, got "
             f"{reprlib.repr(rows)}."
@@ -141,89 +149,3 @@ def _parse_pickle(path: Path, data: bytes) -> tuple[np.ndarray, np.ndarray]:
             f"for each image, got {reprlib.repr(labels)}."
         )
     return images, np.array(labels)
-
-
-def _unpickle(path: Path, data: bytes) -> Any:
-    file = io.BytesIO(data)
-    try:
-        value = _Unpickler(file, path).load()
-    except DataFileError:
-        raise
-    except Exception as error:  # a damaged pickle can raise anything
-        raise DataFileError(
-            f"{path} is not a whole pickle ({type(error).__name__}: {error})."
-        ) from error
-    if rest := len(file.read()):
-        raise DataFileError(f"{path} is damaged: {rest} bytes follow its pickle.")
-    return value
-
-
-class _Unpickler(pickle.Unpickler):
-    """Builds dictionaries, lists, tuples, numbers, strings and `_StoredArray`s."""
-
-    def __init__(self, file: io.BytesIO, path: Path) -> None:
-        # Strings of Python 2, in which the published files were written, are bytes.
-        super().__init__(file, encoding="bytes")
-        self.path = path
-
-    def find_class(self, module: str, name: str) -> Callable[..., Any]:
-        try:
-            return _STAND_INS[module, name]
-        except KeyError:
-            raise DataFileError(
-                f"{self.path} asks for {module}.{name}, which no batch of CIFAR-10 "
-                "needs: refused, nothing was run."
-            ) from None
-
-
-class _StoredType:
-    """In the place of `numpy.dtype`: notes which type an array has."""
-
-    def __init__(self, code: bytes | str, *_: Any) -> None:
-        self.code = code
-
-    def __setstate__(self, state: Any) -> None:
-        """Byte order and the like, which bytes do not have."""
-
-
-class _StoredArray:
-    """In the place of `numpy.ndarray`: notes an array's shape and bytes."""
-
-    def __init__(self, *_: Any) -> None:
-        self.state: Any = None
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-    def read(self, path: Path) -> np.ndarray:
-        """The array.
-
-        Raises:
-            DataFileError: It is not one of unsigned bytes, or its size is wrong.
-        """
-        try:
-            _, shape, stored_type, is_fortran, raw = self.state
-            if stored_type.code not in (b"u1", "u1"):
-                raise TypeError(f"its type is {stored_type.code!r}")
-            order = "F" if is_fortran else "C"
-            return np.frombuffer(raw, np.uint8).reshape(shape, order=order)
-        except (TypeError, ValueError, AttributeError) as error:
-            raise DataFileError(
-                f"{path} is damaged: b'data' must be an array of unsigned bytes: {error}."
-            ) from error
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    """In the place of `_codecs.encode`, by which Python 3 stores bytes in protocol 2."""
-    if encoding not in ("latin1", b"latin1"):
-        raise ValueError(f"bytes must be stored as latin1, got {encoding!r}")
-    return text.encode("latin1")
-
-
-_STAND_INS: dict[tuple[str, str], Callable[..., Any]] = {
-    ("numpy.core.multiarray", "_reconstruct"): _StoredArray,
-    ("numpy._core.multiarray", "_reconstruct"): _StoredArray,
-    ("numpy", "ndarray"): _StoredArray,
-    ("numpy", "dtype"): _StoredType,
-    ("_codecs", "encode"): _encode,
-}

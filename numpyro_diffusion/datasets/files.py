@@ -10,11 +10,14 @@ import gzip
 import hashlib
 import os
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 __all__ = ["DataFileError"]
+
+_PIECE = 2**20  # bytes
 
 
 class DataFileError(ValueError):
@@ -43,21 +46,56 @@ def existing(folder: str | os.PathLike[str], *names: str) -> Path:
     raise FileNotFoundError(f"{folder} must hold {' or '.join(names)}, it does not.")
 
 
-def content(path: Path) -> bytes:
+def content(path: Path, head: int, size_of: Callable[[bytes], int]) -> bytes:
     """The bytes of a file, unpacked where its name ends in .gz.
 
+    No more is unpacked than the file's own first bytes state: a gigabyte of zeros packs
+    into a megabyte.
+
+    Args:
+        path: The file.
+        head: Number of bytes that state the size; fewer come where there are no more.
+        size_of: From these bytes to the size of the whole content.
+
     Raises:
-        DataFileError: A packed file is damaged; gzip stores a CRC-32 and the size.
+        DataFileError: There are more bytes or fewer, or a packed file is damaged; gzip
+            stores a CRC-32 and the size.
     """
-    data = path.read_bytes()
     if path.suffix != ".gz":
-        return data
+        with open(path, "rb") as file:
+            expected = size_of(file.read(head))
+            _check_size(path, expected, path.stat().st_size)
+            file.seek(0)
+            return file.read()
     try:
-        return gzip.decompress(data)
+        with gzip.open(path) as file:
+            start = file.read(head)
+            expected = size_of(start)
+            data = start + _at_most(file, expected + 1 - len(start))
     except (OSError, EOFError, zlib.error) as error:
         raise DataFileError(
             f"{path} is damaged: gzip says {str(error)!r}; copy or download it again."
         ) from error
+    _check_size(path, expected, len(data))
+    return data
+
+
+def _at_most(file: gzip.GzipFile, num: int) -> bytes:
+    """Bytes in pieces: room for all that was asked for would be taken at once."""
+    pieces = []
+    while num > 0 and (piece := file.read(min(num, _PIECE))):
+        pieces.append(piece)
+        num -= len(piece)
+    return b"".join(pieces)
+
+
+def _check_size(path: Path, expected: int, size: int) -> None:
+    if size != expected:
+        more = " or more" if size > expected else ""
+        raise DataFileError(
+            f"{path} is damaged: its values and the header make {expected} bytes, got "
+            f"{size}{more}."
+        )
 
 
 def check_md5(path: Path, data: bytes, expected: str) -> None:

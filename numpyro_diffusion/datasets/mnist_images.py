@@ -94,34 +94,32 @@ def _read(
     folder: str | os.PathLike[str], name: str, num_axes: int, verify: bool
 ) -> tuple[np.ndarray, Path]:
     path = existing(folder, name, f"{name}.gz")
-    data = content(path)
+    start = 4 + 4 * num_axes
+    size_of = lambda head: start + math.prod(_shape(path, head, num_axes))
     # First the format, whose messages say more than a checksum's.
-    array = _parse_idx(path, data, num_axes)
+    data = content(path, start, size_of)
     if verify:
         check_md5(path, data, _MD5[name])
-    return array, path
+    array = np.frombuffer(data, np.uint8, offset=start)
+    return array.reshape(_shape(path, data[:start], num_axes)), path
 
 
-def _parse_idx(path: Path, data: bytes, num_axes: int) -> np.ndarray:
+def _shape(path: Path, head: bytes, num_axes: int) -> tuple[int, ...]:
+    """The lengths of the axes, from the bytes in front of the values."""
     magic = bytes([0, 0, _UBYTE, num_axes])
-    if data[:4] != magic:
+    if head[:4] != magic:
         raise DataFileError(
             f"{path} is not an IDX file of unsigned bytes with {num_axes} axes: it must "
-            f"start with {magic!r}, got {data[:4]!r}."
+            f"start with {magic!r}, got {head[:4]!r}."
         )
-    start = 4 + 4 * num_axes
-    if len(data) < start:
+    size = 4 + 4 * num_axes
+    if len(head) < size:
         raise DataFileError(
-            f"{path} is cut short: its header has {start} bytes, got {len(data)}."
+            f"{path} is cut short: its header has {size} bytes, got {len(head)}."
         )
-    shape = struct.unpack(f">{num_axes}I", data[4:start])
+    shape = struct.unpack(f">{num_axes}I", head[4:])
     if 0 in shape:
         raise DataFileError(
             f"{path} must hold something, its axes have lengths {shape}."
         )
-    if len(data) != start + math.prod(shape):
-        raise DataFileError(
-            f"{path} is damaged: {shape} values and the header make "
-            f"{start + math.prod(shape)} bytes, got {len(data)}."
-        )
-    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+    return shape

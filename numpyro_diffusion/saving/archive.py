@@ -25,7 +25,6 @@ import math
 import os
 import stat
 import struct
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +33,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
+
+from numpyro_diffusion.saving.whole import write_whole
 
 __all__ = ["Archive", "ArchiveError", "read_archive", "write_archive"]
 
@@ -83,7 +84,8 @@ def write_archive(
     """Write a header and arrays to one file, all or nothing.
 
     The file appears under its name only when it is complete: a failure leaves whatever
-    was there before.
+    was there before. So does the end of the process; what it had written by then lies
+    beside the file, and goes with the next write that is an hour later or more.
 
     Args:
         path: The file; replaced if it exists.
@@ -95,6 +97,7 @@ def write_archive(
     Raises:
         TypeError: An array has another dtype, or the header is not JSON.
         ValueError: The header holds NaN or an infinity, or has more than 64 MiB.
+        OSError: The disk is full, or the folder cannot be written to.
     """
     table, blocks, offset = [], [], 0
     for name, value in arrays.items():
@@ -121,7 +124,7 @@ def write_archive(
     for block in blocks:
         digest.update(block)
     prefix = _PREFIX.pack(_MAGIC, len(text), digest.digest())
-    _write_atomically(Path(path), [prefix, text, *blocks])
+    write_whole(Path(path), [prefix, text, *blocks])
 
 
 def read_archive(path: str | os.PathLike[str]) -> Archive:
@@ -236,21 +239,6 @@ def _to_json(header: dict[str, Any]) -> bytes:
         ) from error
 
 
-def _write_atomically(path: Path, chunks: list[Any]) -> None:
-    # In the same folder, because a rename is atomic within one file system only.
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            for chunk in chunks:
-                file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
 def _check_magic(path: str | os.PathLike[str], start: bytes) -> None:
     if start == _MAGIC:
         return
@@ -309,6 +297,8 @@ def _extents(header: dict[str, Any], payload_size: int) -> list[_Extent]:
             raise ValueError(f"array {extent.name!r} does not follow the one before")
         offset += extent.size
         extents.append(extent)
+    if len({extent.name for extent in extents}) < len(extents):
+        raise ValueError("two arrays have one name")
     if offset != payload_size:
         raise ValueError(f"the arrays have {offset} bytes, the file {payload_size}")
     return extents

@@ -62,6 +62,8 @@ def save(
     Raises:
         TypeError: Something inside is not a value, or its class is not registered.
         ValueError: A network is not what its hyperparameters and arrays say.
+        OSError: The disk is full, or the folder cannot be written to; what was there
+            stays.
 
     **Example:**
         ```python
@@ -103,7 +105,13 @@ def load(path: str | os.PathLike[str]) -> Any:
     """
     header, arrays = _read(path)
     version = str(header.get("library_version"))
-    return _decode(header.get("object"), _File(str(path), arrays, version))
+    try:
+        return _decode(header.get("object"), _File(str(path), arrays, version))
+    except RecursionError:
+        raise ArchiveError(
+            f"{path} must describe its object in a few levels, its lists stand too deep "
+            "in one another."
+        ) from None
 
 
 def read_card(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -113,7 +121,10 @@ def read_card(path: str | os.PathLike[str]) -> dict[str, Any]:
         FileNotFoundError: There is no such file.
         ArchiveError: The file is damaged or not a checkpoint.
     """
-    return _read(path).header.get("card", {})
+    card = _read(path).header.get("card", {})
+    if not isinstance(card, dict):
+        raise ArchiveError(f"{path} must hold a dictionary as card, got {card!r:.80}.")
+    return card
 
 
 # ---- Writing

@@ -46,6 +46,11 @@ class Checkpoint:
                 f"{self._path}: expected the training state of `fit`, got a file of "
                 f"kind {self._header.get('kind')!r}; name another file as checkpoint."
             )
+        if not _is_state(self._header, self._arrays):
+            raise ArchiveError(
+                f"{self._path} must hold the step, losses and identity of a run, and "
+                "does not; name another file as checkpoint."
+            )
 
     @property
     def is_kept(self) -> bool:
@@ -55,7 +60,7 @@ class Checkpoint:
     @property
     def step(self) -> int:
         """Steps that the file's run has behind it; 0 without a file."""
-        return int(self._header.get("step", 0))
+        return self._header.get("step", 0)
 
     def check(self, identity: Mapping[str, str]) -> None:
         """Refuse to go on with another run.
@@ -82,10 +87,22 @@ class Checkpoint:
                 )
 
     def resume(self, state: Any, losses: np.ndarray) -> tuple[Any, np.ndarray]:
-        """The file's state and losses in place of those of the start."""
+        """The file's state and losses in place of those of the start.
+
+        Raises:
+            ArchiveError: The file's arrays are not those of such a state.
+        """
         if not self._header:
             return state, losses
         arrays, self._arrays = self._arrays, {}  # of no use after this
+        expected = {**_plain(state), "losses": losses[: self.step]}
+        for name in {**expected, **arrays}:
+            ours, theirs = (_sort(found.get(name)) for found in (expected, arrays))
+            if ours != theirs:
+                raise ArchiveError(
+                    f"{self._path} must hold the arrays of this run's state, {ours} as "
+                    f"{name}, got {theirs}; name another file as checkpoint."
+                )
 
         def restore(path: tuple, leaf: Any) -> Any:
             stored = jnp.asarray(arrays[jax.tree_util.keystr(path)])
@@ -105,15 +122,33 @@ class Checkpoint:
         """
         if self._path is None or jax.process_index() != 0:
             return
-        leaves = jax.tree_util.tree_flatten_with_path(state)[0]
-        # An optimiser that adds noise has a key among its numbers.
-        plain = lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf
-        arrays = {
-            jax.tree_util.keystr(path): np.asarray(plain(leaf)) for path, leaf in leaves
-        }
-        arrays["losses"] = losses[:step]
+        arrays = {**_plain(state), "losses": losses[:step]}
         header = {"kind": _KIND, "step": step, "identity": dict(identity)}
         write_archive(self._path, header, arrays)
+
+
+def _is_state(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> bool:
+    """Whether a file tells what each run does: a damaged one is refused before."""
+    step, identity = header.get("step"), header.get("identity")
+    is_named = isinstance(identity, dict) and all(
+        type(fact) is str for fact in identity.values()
+    )
+    has_step = type(step) is int and step >= 0 and "losses" in arrays
+    return is_named and has_step and arrays["losses"].shape == (step,)
+
+
+def _plain(state: Any) -> dict[str, np.ndarray]:
+    """The arrays of a state by name."""
+    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
+    # An optimiser that adds noise has a key among its numbers.
+    plain = lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf
+    return {
+        jax.tree_util.keystr(path): np.asarray(plain(leaf)) for path, leaf in leaves
+    }
+
+
+def _sort(array: np.ndarray | None) -> str:
+    return "nothing" if array is None else f"{array.dtype}{list(array.shape)}"
 
 
 def _is_key(leaf: Any) -> bool:

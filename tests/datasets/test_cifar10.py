@@ -10,7 +10,13 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from numpyro_diffusion.datasets import DataFileError, Scaling, cifar10, cifar10_images
+from numpyro_diffusion.datasets import (
+    DataFileError,
+    Scaling,
+    batch_pickles,
+    cifar10,
+    cifar10_images,
+)
 
 TRAIN = [f"data_batch_{k}" for k in range(1, 6)]
 NAMES = [*TRAIN, "test_batch"]
@@ -147,7 +153,7 @@ def test_a_damaged_binary_file_is_refused(tmp_path, batches, damage, says):
 
 ROWS, LABELS = np.zeros((2, 3072)), [1, 2]
 DAMAGED = {
-    "empty": (b"", r"not a whole pickle \(EOFError: "),
+    "empty": (b"", r"not a whole pickle \(ValueError: "),
     "page": (b"<html>not found</html>", "not a whole pickle"),
     "short": (python2(ROWS, LABELS)[:-1], "not a whole pickle"),
     "half": (python2(ROWS, LABELS)[:3000], "not a whole pickle"),
@@ -254,7 +260,7 @@ def test_control_the_usual_reader_would_have_run_it(tmp_path, name):
 
 def test_stand_ins_do_nothing_with_what_they_are_given():
     """What a file can reach: every allowed name, called and given a state."""
-    for module, name in cifar10_images._STAND_INS:
+    for module, name in batch_pickles._STAND_INS:
         for state in (b"}", b"N}U\x08__code__K\x01s\x86"):
             data = f"c{module}\n{name}\n".encode() + state + b"b."
             with pytest.raises(
@@ -263,10 +269,44 @@ def test_stand_ins_do_nothing_with_what_they_are_given():
                 cifar10_images._parse_pickle(Path("batch"), b"\x80\x02" + data)
 
 
+def tuples_in_tuples(depth):
+    """Each holds the one before twice: its hash takes 2^depth steps."""
+    return b"\x80\x02})" + b"2\x86" * depth + b"Ns."
+
+
+BOMBS = {
+    "far place": b"\x80\x02}r\xff\xff\xff\x7f.",
+    "tuples in tuples": tuples_in_tuples(60),
+    "tuples in memory": b"\x80\x02})" + b"q\x00h\x00\x86" * 60 + b"Ns.",
+    "long text": b"\x80\x04\x8e" + struct.pack("<Q", 2**40) + b"x.",
+    "deep lists": b"\x80\x02" + b"](" * 10**5 + b"e" * 10**5 + b".",
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_few_bytes_cost_neither_memory_nor_time(tmp_path, batches, name):
+    """Python's reader took 34 GB for a place that is far, and for ever for a hash."""
+    write(tmp_path, batches, "python_2")
+    (tmp_path / "data_batch_1").write_bytes(BOMBS[name])
+    with pytest.raises(DataFileError, match="data_batch_1 is not a"):
+        cifar10(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["data_batch_1", "data_batch_1.bin"])
+def test_a_sparse_file_is_not_read(tmp_path, name):
+    """40 GB of nothing."""
+    with open(tmp_path / name, "wb") as file:
+        file.truncate(40 * 2**30)
+    with pytest.raises(
+        DataFileError, match=r"at most 1073741824 bytes|multiple of 3073"
+    ):
+        cifar10(tmp_path)
+
+
 def test_bytes_are_stored_as_latin1_only():
     data = pickle.dumps(Evil(__import__("_codecs").encode, "uryyb", "rot13"), 2)
     with pytest.raises(DataFileError, match="must be stored as latin1, got 'rot13'"):
-        cifar10_images._unpickle(Path("batch"), data)
+        batch_pickles.read_pickle(Path("batch"), data)
 
 
 # Checksums

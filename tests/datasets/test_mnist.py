@@ -106,7 +106,7 @@ def test_a_damaged_file_is_refused(tmp_path, arrays, part, damage, says):
         (lambda d: d[:-9], "gzip says 'Compressed file ended"),
         (lambda d: d[:-8] + bytes(4) + d[-4:], "gzip says 'CRC check failed"),
         (lambda d: d[:-4] + bytes(4), "gzip says 'Incorrect length"),
-        (lambda d: d[:20] + bytes(40) + d[60:], "gzip says"),
+        (lambda d: d[:2000] + bytes(40) + d[2040:], "gzip says"),
         (lambda d: idx(np.zeros((1, 28, 28))), 'gzip says "Not a gzipped file'),
     ],
     ids=["short", "crc", "length", "stream", "raw"],
@@ -118,6 +118,35 @@ def test_a_damaged_packed_file_is_refused(tmp_path, arrays, damage, says):
     (tmp_path / NAMES["train_images"]).unlink()
     (tmp_path / name).write_bytes(damage(gzip.compress(idx(arrays["train_images"]))))
     with pytest.raises(DataFileError, match=f"{name} is damaged: {says}"):
+        mnist(tmp_path)
+
+
+def test_no_more_is_unpacked_than_the_header_states(tmp_path, arrays, monkeypatch):
+    """A packed file of 300 kB became 256 MB before its size was compared."""
+    for part, array in arrays.items():
+        write(tmp_path, part, idx(array), is_packed=True)
+    write(tmp_path, "train_images", idx(arrays["train_images"]) + bytes(2**28), True)
+    asked = []
+    read = gzip.GzipFile.read
+
+    def spy(file, size=-1):
+        asked.append(size)
+        return read(file, size)
+
+    monkeypatch.setattr(gzip.GzipFile, "read", spy)
+    with pytest.raises(DataFileError, match="make 9424 bytes, got 9425 or more"):
+        mnist(tmp_path)
+    assert 0 < max(asked) <= 2**20
+    assert min(asked) > 0
+
+
+def test_a_sparse_file_is_not_read(tmp_path, arrays):
+    """40 GB of nothing."""
+    for part, array in arrays.items():
+        write(tmp_path, part, idx(array))
+    with open(tmp_path / NAMES["train_images"], "ab") as file:
+        file.truncate(40 * 2**30)
+    with pytest.raises(DataFileError, match="make 9424 bytes, got 42949672960"):
         mnist(tmp_path)
 
 
