@@ -84,4 +84,5 @@ def uniform_grid(num_steps: SupportsIndex) -> Float[Array, " num_times"]:
         ValueError: It is not positive, or larger than any chain (`checks.MAX_NUM_STEPS`).
     """
     num_steps = checked_num_steps("uniform_grid", num_steps)
-    return jnp.arange(num_steps + 1) / num_steps
+    # By NumPy: XLA multiplies by the reciprocal, and 49 times a 49th is less than 1.
+    return jnp.asarray(np.arange(num_steps + 1) / num_steps)

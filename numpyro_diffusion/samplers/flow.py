@@ -42,7 +42,7 @@ from numpyro_diffusion.checks import (
     checked_real,
     checked_width,
 )
-from numpyro_diffusion.forward import as_float
+from numpyro_diffusion.forward import as_float, uniform_grid
 from numpyro_diffusion.reverse import AbstractReverse
 
 __all__ = ["ProbabilityFlow"]
@@ -177,7 +177,7 @@ class ProbabilityFlow(eqx.Module):
         # the network would be asked about times it was never trained on.
         last = reverse.forward.schedule.angle(1.0)
         angle_max = jnp.arctan2(jnp.sin(last), self.data_scale * jnp.cos(last))
-        share = jnp.arange(self.num_steps + 1) / self.num_steps
+        share = uniform_grid(self.num_steps)
         # Quadratic at both ends: see the class.
         place = share**2 * (2.0 - share**2)
         angles = self.angle_min + (angle_max - self.angle_min) * place

@@ -185,6 +185,17 @@ def test_control_the_textbook_beta_loses_its_digits_near_the_data(name):
     assert abs(naive / exact_beta(schedule, s, t) - 1.0) > 1e-3
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_uniform_grids_end_at_one(dtype):
+    """49 times a 49th is less than 1: such a grid never came to the noise."""
+    with jax.enable_x64(dtype == jnp.float64):
+        for num_steps in range(1, 300):
+            grid = uniform_grid(num_steps)
+            assert grid.dtype == dtype
+            exact = np.arange(num_steps + 1) / num_steps
+            np.testing.assert_array_equal(grid, exact.astype(dtype))
+
+
 def test_uniform_grid():
     np.testing.assert_array_equal(uniform_grid(4), [0.0, 0.25, 0.5, 0.75, 1.0])
     assert uniform_grid(7)[-1] == 1.0
