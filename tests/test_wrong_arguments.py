@@ -121,6 +121,7 @@ def test_every_export_has_a_row():
     assert found["missing"] == {}
 
 
+@pytest.mark.gate
 def test_control_functions_that_check_nothing_are_found_out():
     outcomes = report(QUICK)["outcomes"]
     kinds = collections.defaultdict(set)
