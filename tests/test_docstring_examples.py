@@ -200,7 +200,7 @@ def contexts(names):
 
 PREPARED = {
     "initial_draws": a_chain,
-    "particles_needed": lambda names: a_chain(names) or names.update(mask=None),
+    "particles_needed": a_chain,
     "calibrate": images,
     "calibration_runs": pairs,
     "simulation_based_calibration": runs,

@@ -51,6 +51,7 @@ def calibrate(
 
     **Example:**
         ```python
+        forward = nd.GaussianForward(nd.schedules.ddpm())
         reverse = nd.DenoisingReverse(forward, network, nd.EpsilonPrediction())
         prior = nd.DiffusionPrior(reverse, (28, 28), num_steps=100)
         prior = nd.calibrate(prior, images, key=key, num_components=100)
