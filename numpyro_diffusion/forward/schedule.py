@@ -85,4 +85,5 @@ def uniform_grid(num_steps: SupportsIndex) -> Float[Array, " num_times"]:
     """
     num_steps = checked_num_steps("uniform_grid", num_steps)
     # By NumPy: XLA multiplies by the reciprocal, and 49 times a 49th is less than 1.
-    return jnp.asarray(np.arange(num_steps + 1) / num_steps)
+    grid = np.arange(num_steps + 1) / num_steps
+    return jnp.asarray(grid.astype(jnp.result_type(float)))

@@ -189,7 +189,7 @@ def test_control_the_textbook_beta_loses_its_digits_near_the_data(name):
 def test_uniform_grids_end_at_one(dtype):
     """49 times a 49th is less than 1: such a grid never came to the noise."""
     with jax.enable_x64(dtype == jnp.float64):
-        for num_steps in range(1, 300):
+        for num_steps in (1, 2, 3, 7, 49, 98, 103, 249, 1000):
             grid = uniform_grid(num_steps)
             assert grid.dtype == dtype
             exact = np.arange(num_steps + 1) / num_steps
