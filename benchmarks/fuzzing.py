@@ -171,16 +171,18 @@ STRANGE = (
         {"array": "x", "as": "jax"},
     ),
     *({"float": "nan"}, {"float": "1e9"}, {"tuple": [1]}, {"dict": [["a"]]}),
-    *(_deep(100), _deep(400), "y" * 10**5, [0] * 10**4),
+    *(_deep(50), _deep(200), "y" * 10**5, [0] * 10**4),
 )
 
 
 def _containers(node: Any) -> Iterator[Any]:
-    if isinstance(node, dict | list):
-        if node:
+    """All that hold something, outer ones first; they may stand deep in one another."""
+    waiting = [node]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, dict | list) and node:
             yield node
-        for inner in node.values() if isinstance(node, dict) else node:
-            yield from _containers(inner)
+            waiting += reversed(node.values() if isinstance(node, dict) else node)
 
 
 def _edit(rng: Rng, header: Any) -> None:
