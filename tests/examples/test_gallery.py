@@ -22,6 +22,14 @@ TINY = {
         "thinning": 1,
         "flow_steps": 1,
     },
+    "learned_prior": {
+        "num_examples": 200,
+        "num_train_steps": 10,
+        "num_pairs": 32,
+        "num_distill_steps": 5,
+        "num_warmup": 4,
+        "num_draws": 10,
+    },
     "quick_start": {
         "num_train_steps": 20,
         "num_warmup": 2,
