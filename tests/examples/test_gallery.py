@@ -22,6 +22,7 @@ TINY = {
         "thinning": 1,
         "flow_steps": 1,
     },
+    "evidence": {"num_cases": 4, "num_particles": 8, "chain_steps": 3},
     "learned_prior": {
         "num_examples": 200,
         "num_train_steps": 10,
