@@ -55,9 +55,14 @@ GUIDES = {
 }
 
 
-@pytest.mark.gate
+def at_the_gate(name):
+    """One of them; the others compile for ten seconds each."""
+    mark = pytest.mark.gate if name == "AutoNormal" else pytest.mark.slow
+    return pytest.param(name, marks=mark)
+
+
 @pytest.mark.parametrize("model", [NOISE, CONTROL], ids=["diffusion", "control"])
-@pytest.mark.parametrize("name", GUIDES)
+@pytest.mark.parametrize("name", map(at_the_gate, GUIDES))
 def test_guides_find_the_posterior_mean(name, model):
     """The posterior is Gaussian, so that all of these guides have its mean among theirs."""
     guide = GUIDES[name](model)

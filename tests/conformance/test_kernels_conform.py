@@ -11,13 +11,19 @@ from kernel_table import REFUSED, TRIED, page
 CASES = {**OURS, **CONTROLS}
 BY_NAME = {demand.__name__: demand for demand in DEMANDS}
 PAIRS = [(name, demand) for name, tried in TRIED.items() for demand in tried]
+AT_THE_GATE = ("ParticleGibbs", "NUTS")
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "conformance_table.md"
+
+
+def marked(pair):
+    """Two kernels at the gate; all of them would take half an hour of one core."""
+    mark = pytest.mark.gate if pair[0] in AT_THE_GATE else pytest.mark.slow
+    return pytest.param(*pair, marks=mark)
 
 
 # NumPyro donates the buffers of extra fields, which chains under vmap cannot reuse.
 @pytest.mark.filterwarnings("ignore:Some donated buffers were not usable")
-@pytest.mark.gate
-@pytest.mark.parametrize(("name", "demand"), PAIRS)
+@pytest.mark.parametrize(("name", "demand"), map(marked, PAIRS))
 def test_kernels_keep_the_customs_or_say_why_not(name, demand):
     refusal = REFUSED.get((demand, name))
     if refusal is None:

@@ -92,7 +92,9 @@ def test_published_optimum_of_the_spiral_without_noise():
     assert abs(bound.K + 0.87) < 0.04 + 4 * bound.standard_error
     assert bound.K_learned == np.inf
     # The same terms, summed in another order.
-    assert bound.standard_error_learned == pytest.approx(bound.standard_error, rel=1e-12)
+    assert bound.standard_error_learned == pytest.approx(
+        bound.standard_error, rel=1e-12
+    )
 
 
 def two_points(schedule, num_steps, place, scale, stretch=1.0):
