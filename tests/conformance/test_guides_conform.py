@@ -62,7 +62,7 @@ def at_the_gate(name):
 
 
 @pytest.mark.parametrize("model", [NOISE, CONTROL], ids=["diffusion", "control"])
-@pytest.mark.parametrize("name", map(at_the_gate, GUIDES))
+@pytest.mark.parametrize("name", [at_the_gate(name) for name in GUIDES])
 def test_guides_find_the_posterior_mean(name, model):
     """The posterior is Gaussian, so that all of these guides have its mean among theirs."""
     guide = GUIDES[name](model)

@@ -23,7 +23,7 @@ def marked(pair):
 
 # NumPyro donates the buffers of extra fields, which chains under vmap cannot reuse.
 @pytest.mark.filterwarnings("ignore:Some donated buffers were not usable")
-@pytest.mark.parametrize(("name", "demand"), map(marked, PAIRS))
+@pytest.mark.parametrize(("name", "demand"), [marked(pair) for pair in PAIRS])
 def test_kernels_keep_the_customs_or_say_why_not(name, demand):
     refusal = REFUSED.get((demand, name))
     if refusal is None:
