@@ -114,7 +114,10 @@ def second_calls(folder: Path, scale: float) -> Iterator[Row]:
             f"{cost.first} programs at the first call, {again} at two more; "
             f"{cost.bytes} bytes of arrays kept"
         )
-        lost = again if name in calls.COMPILED_ONCE else 0
+        pinned = (
+            2 * calls.COMPILED_AGAIN[name] if name in calls.COMPILED_AGAIN else again
+        )
+        lost = max(0, again - pinned)
         yield row(f"second call: `{name}`", 2, said, lost)
 
 
