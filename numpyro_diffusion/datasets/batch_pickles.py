@@ -42,7 +42,7 @@ def read_pickle(path: Path, data: bytes) -> Any:
     try:
         for opcode, argument, place in pickletools.genops(data):
             reader.do(opcode.name, argument)
-            end = place + 1
+            end = (place or 0) + 1
         (value,) = reader.stack
     except DataFileError:
         raise

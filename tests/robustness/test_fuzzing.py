@@ -15,7 +15,7 @@ def targets(tmp_path_factory):
     return fuzzing.targets(tmp_path_factory.mktemp("sound"))
 
 
-@pytest.mark.gate
+@pytest.mark.slow
 def test_no_spoilt_file_comes_through(targets, tmp_path):
     for number, (name, target) in enumerate(targets.items()):
         folder = tmp_path / str(number)
