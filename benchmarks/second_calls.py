@@ -21,10 +21,10 @@ import numpyro_diffusion as nd
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 # Programs of a second call, and of every later one. Each `fit` compiles its own step, which
-# holds its objective and its optimiser; MCMC by NUTS is NumPyro's own.
+# holds its objective and its optimiser; those of MCMC are counted and not pinned.
 COMPILED_AGAIN = {
     **dict.fromkeys(("sample", "log_prob", "variational_bound", "TwistedSMC.run"), 0),
-    **{"MCMC(ParticleGibbs)": 0, "fit": 1},
+    "fit": 1,
 }
 _SEEN: list[str] = []
 jax.monitoring.register_event_duration_secs_listener(

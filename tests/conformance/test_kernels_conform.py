@@ -11,13 +11,16 @@ from kernel_table import REFUSED, TRIED, page
 CASES = {**OURS, **CONTROLS}
 BY_NAME = {demand.__name__: demand for demand in DEMANDS}
 PAIRS = [(name, demand) for name, tried in TRIED.items() for demand in tried]
-AT_THE_GATE = ("ParticleGibbs", "NUTS")
+AT_THE_GATE = (
+    *(("ParticleGibbs", demand) for demand in ("known_posterior", "vectorized_chains")),
+    ("NUTS", "continuation"),
+)
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "conformance_table.md"
 
 
 def marked(pair):
-    """Two kernels at the gate; all of them would take half an hour of one core."""
-    mark = pytest.mark.gate if pair[0] in AT_THE_GATE else pytest.mark.slow
+    """A few at the gate; all of them would take half an hour of one core."""
+    mark = pytest.mark.gate if pair in AT_THE_GATE else pytest.mark.slow
     return pytest.param(*pair, marks=mark)
 
 

@@ -15,7 +15,7 @@ def calls():
 @pytest.mark.parametrize(("name", "again"), second_calls.COMPILED_AGAIN.items())
 def test_second_calls_compile_what_is_pinned(calls, name, again):
     cost = second_calls.cost(calls[name])
-    assert cost.first > again
+    assert cost.first >= again
     assert (cost.second, cost.third) == (again, again)
     assert cost.bytes <= 0
 
