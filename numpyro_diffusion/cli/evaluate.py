@@ -59,7 +59,7 @@ _POSITIVE = click.IntRange(min=1)
 @click.option(
     "--density-events",
     type=click.IntRange(min=0),
-    default=32,
+    default=8,
     show_default=True,
     help="Events whose density is computed by the probability flow, which is slow; 0 for "
     "none.",
