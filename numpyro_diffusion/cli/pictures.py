@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+import numpyro_diffusion as nd
 from numpyro_diffusion.cli.images import is_drawable
 from numpyro_diffusion.cli.observation import Observation
 
@@ -37,27 +38,19 @@ def save_posterior(
 
 
 def _images(figure: Any, y: np.ndarray, mask: np.ndarray, draws: np.ndarray) -> None:
-    num = min(len(y), _MOST_ROWS)
-    mean, sd = draws.mean(axis=0), draws.std(axis=0)
-    rows = np.linspace(0, len(draws) - 1, _NUM_DRAWS).astype(int)
+    num, num_draws = min(len(y), _MOST_ROWS), min(len(draws), _NUM_DRAWS)
     low, high = np.quantile(draws, [0.001, 0.999])
-    columns = [("seen", np.where(mask, y, np.nan)), ("mean", mean), ("sd", sd)]
-    columns += [("draw", draws[row]) for row in rows]
-    figure.set_size_inches(1.3 * len(columns), 1.4 * num + 0.3)
-    axes = figure.subplots(num, len(columns), squeeze=False)
-    for column, (title, images) in enumerate(columns):
-        axes[0, column].set_title(title)
-        limits = (0.0, sd.max()) if title == "sd" else (low, high)
-        for axis, image in zip(axes[:, column], images, strict=False):
-            axis.set(xticks=[], yticks=[], facecolor="tab:blue")
-            axis.imshow(_shown(image, limits), cmap="gray", vmin=0.0, vmax=1.0)
-
-
-def _shown(image: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
-    """From black, 0, to white, 1; what was not seen is clear, or in colours black."""
-    low, high = limits
-    share = np.clip((image - low) / max(high - low, np.finfo(float).tiny), 0.0, 1.0)
-    return np.nan_to_num(share, nan=0.0) if image.ndim == 3 else share
+    num_columns = num_draws + 3  # and what was seen, mean, standard deviation
+    figure.set_size_inches(1.3 * num_columns, 1.4 * num + 0.3)
+    nd.plotting.plot_posterior_grid(
+        draws[:, :num],
+        data=y[:num],
+        mask=mask[:num],
+        num_draws=num_draws,
+        event_ndim=y.ndim - 1,
+        limits=(low, high) if low < high else None,
+        axes=figure.subplots(num, num_columns, squeeze=False),
+    )
 
 
 def _entries(figure: Any, seen: Observation, draws: np.ndarray) -> None:
