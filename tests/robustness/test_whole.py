@@ -1,15 +1,13 @@
 """Full disks, two writers, and writers that end in the middle."""
 
-import contextlib
 import errno
 import os
-import resource
-import signal
 import threading
 import time
 
 import numpy as np
 import pytest
+from faults import disk_full_after
 
 import numpyro_diffusion as nd
 from numpyro_diffusion.saving import whole
@@ -22,23 +20,10 @@ def path(tmp_path):
     return tmp_path / "a.nd"
 
 
-@contextlib.contextmanager
-def full_after(size):
-    """Files may have so many bytes, as on a disk that is full after them."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
-
-
 @pytest.mark.parametrize("size", [0, 10, 48, 500, 5000])
 def test_a_disk_that_fills_up_leaves_the_old_file(path, size):
     old, message = path.read_bytes(), r"a\.nd could not be written: .*is unchanged"
-    with pytest.raises(OSError, match=message), full_after(size):
+    with pytest.raises(OSError, match=message), disk_full_after(size):
         nd.save(path, np.zeros(1000))
     assert path.read_bytes() == old
     assert list(path.parent.iterdir()) == [path]
