@@ -78,10 +78,8 @@ class DiffusionPrior(dist.Distribution):
 
     **Example:**
         ```python
-        prior = nd.DiffusionPrior(
-            reverse, (2,), num_steps=50
-        )  # numpyro.sample("x", prior)
-        draws = prior.sample(key, (8,))
+        prior = nd.DiffusionPrior(reverse, (2,), num_steps=50)
+        draws = prior.sample(key, (8,))  # in a model: numpyro.sample("x", prior)
         ```
     """
 
