@@ -19,6 +19,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+import xarray as xr
 from numpyro.infer import MCMC, NUTS, Gibbs, Predictive
 
 import numpyro_diffusion as nd
@@ -125,6 +126,29 @@ def a_chain(names):
     names["mcmc"].run(names["key"], names["mask"], y=names["y"])
 
 
+def a_field(names):
+    """A chain of fields whose mean is seen, and its draws for ArviZ."""
+    mlp = nd.networks.MLP((2, 2), width=8, depth=1, key=names["key"])
+    reverse = nd.DenoisingReverse(names["forward"], mlp, error=names["reverse"].error)
+    prior = nd.DiffusionPrior(reverse, (2, 2), num_steps=4)
+
+    def model(y=None):
+        x = numpyro.sample("x", prior)
+        numpyro.sample("y", dist.Normal(x.mean(), 0.5), obs=y)
+
+    kernel = nd.infer.ParticleGibbs(model, num_particles=4)
+    mcmc = Short(kernel, num_warmup=2, num_samples=8)
+    names.update(model=model, kernel=kernel, mcmc=mcmc, y=jnp.zeros(()))
+
+
+def some_fields(names):
+    values = np.asarray(jax.random.normal(names["key"], (2, 10, 2, 2)))
+    variable = xr.Variable(("chain", "draw", "row", "column"), values)
+    names["idata"] = xr.DataTree.from_dict({"posterior": xr.Dataset({"x": variable})})
+    names["truth"] = names["y"] = jnp.zeros((2, 2))
+    names["mask"] = jnp.eye(2, dtype=bool)
+
+
 def images(names):
     names["images"] = np.asarray(jax.random.normal(names["key"], (8, 28, 28)))
     names["network"] = lambda x, t: 0.1 * x
@@ -200,6 +224,9 @@ def contexts(names):
 
 PREPARED = {
     "initial_draws": a_chain,
+    "to_arviz": a_field,
+    "stat_fields": a_field,
+    "plot_posterior_grid": some_fields,
     "particles_needed": a_chain,
     "calibrate": images,
     "calibration_runs": pairs,

@@ -33,7 +33,7 @@ __all__ = [
 
 def variational_bound(
     reverse: AbstractReverse,
-    data: Num[Array, "num *event"],
+    data: Num[Array, "num *event"] | Num[np.ndarray, "num *event"],
     *,
     num_steps: int = 1000,
     key: Array,
@@ -108,7 +108,7 @@ def variational_bound(
 
 def importance_log_prob(
     reverse: AbstractReverse,
-    data: Num[Array, "num *event"],
+    data: Num[Array, "num *event"] | Num[np.ndarray, "num *event"],
     *,
     num_steps: int = 1000,
     num_samples: int = 64,

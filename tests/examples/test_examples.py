@@ -77,13 +77,13 @@ def test_inpaint_mnist(tmp_path, capsys, monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
     idata = load_example("inpaint_mnist").main(
         num_warmup=2,
-        num_samples=4,
+        num_samples=6,
         num_chains=1,
         num_particles=2,
         chain_steps=2,
         out=tmp_path,
     )
-    assert idata.posterior["x"].shape == (1, 4, 1, 28, 28)
+    assert idata.posterior["x"].shape == (1, 6, 1, 28, 28)
     printed = capsys.readouterr().out
     assert "noise scale: 95 % interval" in printed
     assert "of the whole runs were taken" in printed

@@ -597,6 +597,6 @@ def test_file_is_read_in_another_process(path):
         capture_output=True,
         text=True,
         check=True,
-        cwd=pathlib.Path(nd.__file__).parents[1],
+        cwd=pathlib.Path(__file__).parents[2],
     )
     assert done.stdout.strip() == "float32 [0.0, 1.0, 2.0] x"
