@@ -21,7 +21,8 @@ from numpyro.infer import MCMC, NUTS, Gibbs
 import numpyro_diffusion as nd
 
 NUM_STEPS = 100
-BETAS = np.linspace(1e-3, 0.2, NUM_STEPS)
+KEPT = np.cos(np.pi / 2 * np.arange(NUM_STEPS + 1) / (NUM_STEPS + 1)) ** 2
+BETAS = 1 - KEPT[1:] / KEPT[:-1]
 
 
 class Noise(torch.nn.Module):
@@ -30,7 +31,9 @@ class Noise(torch.nn.Module):
     def __init__(self, width: int = 128) -> None:
         super().__init__()
         self.layers = torch.nn.Sequential(
-            torch.nn.Linear(4, width),
+            torch.nn.Linear(12, width),
+            torch.nn.SiLU(),
+            torch.nn.Linear(width, width),
             torch.nn.SiLU(),
             torch.nn.Linear(width, width),
             torch.nn.SiLU(),
@@ -38,7 +41,7 @@ class Noise(torch.nn.Module):
         )
 
     def forward(self, x: torch.Tensor, i: torch.Tensor) -> torch.Tensor:
-        angle = i[:, None] * (np.pi / NUM_STEPS)
+        angle = i[:, None] * (np.pi / NUM_STEPS) * 2.0 ** torch.arange(5)
         told = torch.cat([torch.sin(angle), torch.cos(angle)], dim=1)
         return self.layers(torch.cat([x, told], dim=1))
 
@@ -48,14 +51,14 @@ def moons(rng: np.random.Generator, num: int) -> np.ndarray:
     angle, upper = rng.uniform(0, np.pi, num), rng.integers(0, 2, num) == 1
     x = np.where(upper, np.cos(angle), 1 - np.cos(angle))
     y = np.where(upper, np.sin(angle), 0.5 - np.sin(angle))
-    points = np.stack([x - 0.5, y - 0.25], 1) + 0.06 * rng.standard_normal((num, 2))
+    points = np.stack([x - 0.5, y - 0.25], 1) + 0.1 * rng.standard_normal((num, 2))
     return (points / [0.87, 0.5]).astype(np.float32)
 
 
 def train(data: np.ndarray, num_steps: int) -> Noise:
     """DDPM's training, in PyTorch."""
     torch.manual_seed(0)
-    network, kept = Noise(), torch.tensor(np.cumprod(1 - BETAS), dtype=torch.float32)
+    network, kept = Noise(), torch.tensor(KEPT[1:], dtype=torch.float32)
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
     events = torch.tensor(data)
@@ -85,7 +88,7 @@ def main() -> dict[str, np.ndarray]:
     parser.add_argument("--quick", action="store_true")
     quick = parser.parse_args().quick
     rng = np.random.default_rng(0)
-    module = train(moons(rng, 20_000), 50 if quick else 4000)
+    module = train(moons(rng, 20_000), 50 if quick else 6000)
 
     network = nd.networks.from_torch(module)
     reverse = nd.DenoisingReverse(

@@ -8,6 +8,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from numpyro_diffusion.checks import checked_array, checked_callable
@@ -123,7 +124,8 @@ def from_torch(
 
     Nothing of it is written anew, and nothing calls PyTorch afterwards: it is compiled,
     differentiated, mapped over and trained as any network. Buffers, as the means of batch
-    normalisation, stay as they are. The module is set to evaluation mode.
+    normalisation, stay as they are. The module is set to evaluation mode. Tensors of its
+    own are parameters, buffers or made in `forward`; others torchax refuses.
 
     Args:
         module: A `torch.nn.Module`.
@@ -173,7 +175,8 @@ def from_torch(
             self.module = module
 
         def forward(self, x: Any, t: Any) -> Any:
-            return one_event(self.module, x, t)
+            with torchax.default_env(), torch.device("jax"):  # tensors made on the way are JAX's too
+                return one_event(self.module, x, t)
 
     whole = OneEvent().eval()
     trained = {key for key, _ in whole.named_parameters()}
@@ -187,7 +190,7 @@ def from_torch(
         with warnings.catch_warnings():
             # PyTorch's integers are long, which JAX has only where it is asked to.
             warnings.filterwarnings("ignore", "Explicitly requested dtype int64")
-            return function(held, (x, t))
+            return function(held, (jnp.asarray(x), jnp.asarray(t)))
 
     if name is not None:
         register_function(name, applied, params)

@@ -22,7 +22,19 @@ TINY = {
         "thinning": 1,
         "flow_steps": 1,
     },
+    "counts_map": {
+        "num_train_steps": 5,
+        "num_pairs": 32,
+        "num_warmup": 4,
+        "num_samples": 10,
+    },
     "evidence": {"num_cases": 4, "num_particles": 8, "chain_steps": 3},
+    "from_pytorch": {
+        "num_train_steps": 20,
+        "num_warmup": 2,
+        "num_samples": 10,
+        "num_exact": 1000,
+    },
     "learned_prior": {
         "num_examples": 200,
         "num_train_steps": 10,
@@ -36,6 +48,25 @@ TINY = {
         "num_warmup": 2,
         "num_samples": 10,
         "chain_steps": 3,
+    },
+    "source_separation": {
+        "num_train_steps": 5,
+        "chain_steps": 3,
+        "num_particles": 8,
+    },
+    "text_infilling": {
+        "num_train_steps": 5,
+        "width": 16,
+        "num_particles": 4,
+        "num_warmup": 2,
+        "num_samples": 10,
+    },
+    "unknown_blur": {
+        "num_digits": 2,
+        "chain_steps": 3,
+        "num_particles": 4,
+        "num_warmup": 2,
+        "num_samples": 10,
     },
 }
 EVERY = pytest.mark.parametrize("name", TINY)
@@ -105,6 +136,8 @@ def test_control_other_code_is_found():
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")
 @EVERY
 def test_source_runs(name, capsys):
+    if name == "from_pytorch":
+        pytest.importorskip("torchax")
     source = with_numbers((GALLERY / f"{name}.py").read_text(), TINY[name])
     try:
         with jax.enable_x64(False):

@@ -157,3 +157,26 @@ def test_it_is_saved_by_its_name(tmp_path):
 def test_what_is_no_module_is_refused():
     with pytest.raises(TypeError, match=r"must be a torch.nn.Module"):
         nd.networks.from_torch(lambda x, t: x)
+
+
+class Octaves(torch.nn.Module):
+    """Makes a tensor on its way, as embeddings of time do."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = torch.nn.Linear(12, 2)
+
+    def forward(self, x, t):
+        angle = t[:, None] * 2.0 ** torch.arange(5)
+        return self.last(torch.cat([x, torch.sin(angle), torch.cos(angle)], dim=1))
+
+
+def test_tensors_made_on_the_way():
+    module = Octaves()
+    network = nd.networks.from_torch(module)
+    x, t = np.ones((3, 2), np.float32), np.array([0.1, 0.2, 0.3], np.float32)
+    theirs = module(torch.tensor(x), torch.tensor(t)).detach().numpy()
+    ours = jax.vmap(network)(jnp.asarray(x), jnp.asarray(t))
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    # PyTorch is left as it was.
+    assert torch.arange(2).device.type == "cpu"
