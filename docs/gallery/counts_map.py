@@ -60,7 +60,9 @@ precisions, waves = np.linalg.eigh(np.diag(adjacent.sum(1)) - adjacent)
 variances = np.where(precisions > 1e-9, 1 / np.maximum(precisions, 1e-9), 0.0)
 variances = variances / np.exp(np.mean(np.log(waves**2 @ variances)))
 waves, variances = jnp.asarray(waves), jnp.asarray(variances)
-print(f"{len(deaths)} counties, {deaths.sum()} deaths, {deaths.min()} to {deaths.max()}")
+print(
+    f"{len(deaths)} counties, {deaths.sum()} deaths, {deaths.min()} to {deaths.max()}"
+)
 
 # %% [markdown]
 # ## A network of one's own

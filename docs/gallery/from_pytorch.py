@@ -196,8 +196,15 @@ left.set(title="the point", xlabel="x[0]", ylabel="x[1]")
 left.legend(fontsize=7, loc="upper right")
 bins = np.linspace(-2.2, 2.2, 60)
 middle.hist(draws["x"][..., 0].ravel(), bins, density=True, alpha=0.5, label="draws")
-middle.hist(points[:, 0], bins, weights=weights, density=True, histtype="step",
-            color="k", label="exact")
+middle.hist(
+    points[:, 0],
+    bins,
+    weights=weights,
+    density=True,
+    histtype="step",
+    color="k",
+    label="exact",
+)
 middle.set(title="unmeasured coordinate", xlabel="x[0]")
 middle.legend(fontsize=8)
 last.hist(draws["sigma"].ravel(), 60, range=(0, 1.5), density=True, alpha=0.5)

@@ -45,7 +45,10 @@ mean_height, sd_height, blurred_by = 2.0, 0.5, 0.1
 
 
 def drifts(key, num):
-    return jax.random.normal(key, (num, num_times)) @ jnp.linalg.cholesky(drift_covariance).T
+    return (
+        jax.random.normal(key, (num, num_times))
+        @ jnp.linalg.cholesky(drift_covariance).T
+    )
 
 
 def pulses(key, num):
@@ -91,7 +94,11 @@ priors = {
 true_box, true_height, true_scale = 24, 1.6, 0.4
 true_drift = drifts(jax.random.key(2), 1)[0]
 true_pulse = true_height * boxes[true_box]
-y = true_drift + true_pulse + true_scale * jax.random.normal(jax.random.key(3), (num_times,))
+y = (
+    true_drift
+    + true_pulse
+    + true_scale * jax.random.normal(jax.random.key(3), (num_times,))
+)
 
 
 def model(y):
@@ -156,7 +163,9 @@ of_draws = of_pulses.log_prob(draws["pulse"][:, None, :]).argmax(1)
 shares = np.bincount(of_draws, minlength=len(boxes)) / len(of_draws)
 distance = np.abs(shares - weights.sum(1)).sum() / 2
 error = float(run.log_evidence_error)
-print(f"log evidence {float(run.log_evidence):.2f} ± {error:.2f}, exact {log_evidence:.2f}")
+print(
+    f"log evidence {float(run.log_evidence):.2f} ± {error:.2f}, exact {log_evidence:.2f}"
+)
 print(f"boxes: total variation distance {distance:.3f}")
 for name in ("drift", "pulse"):
     sd = draws[name].std(0)
@@ -184,7 +193,8 @@ last.bar(places - 0.2, weights.sum(1)[best], 0.4, color="0.3", label="exact")
 last.bar(places + 0.2, shares[best], 0.4, color="C0", label="draws")
 begins, lengths = boxes.argmax(1), boxes.sum(1).astype(int)
 names = [
-    f"{begins[i]} to {begins[i] + lengths[i] - 1}" + (" (true)" if i == true_box else "")
+    f"{begins[i]} to {begins[i] + lengths[i] - 1}"
+    + (" (true)" if i == true_box else "")
     for i in best
 ]
 last.set_xticks(places, names, rotation=20, ha="right", fontsize=8)

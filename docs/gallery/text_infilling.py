@@ -36,9 +36,25 @@ num_samples = 250
 # Numbers in words, as integers, one per letter; what follows the end is a letter too.
 
 # %%
-ONES = "zero one two three four five six seven eight nine ten eleven twelve".split()
-ONES += [one + "teen" for one in "thir four fif six seven eigh nine".split()]
-TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+ONES = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+]
+ONES += [
+    one + "teen" for one in ["thir", "four", "fif", "six", "seven", "eigh", "nine"]
+]
+TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 WORDS = ONES + [
     ten + ("-" + ONES[one] if one else "") for ten in TENS for one in range(10)
 ]
@@ -97,9 +113,11 @@ print(f"of a thousand draws {are_numbers:.1%} are numbers")
 # %%
 right = 0.9
 others = (1 - right) / (len(LETTERS) - 1)
-table = jnp.full((len(LETTERS), len(LETTERS)), others).at[
-    jnp.diag_indices(len(LETTERS))
-].set(right)
+table = (
+    jnp.full((len(LETTERS), len(LETTERS)), others)
+    .at[jnp.diag_indices(len(LETTERS))]
+    .set(right)
+)
 
 
 def model(seen, is_read):

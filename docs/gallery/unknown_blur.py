@@ -112,7 +112,9 @@ for name, true in (("width", true_width), ("scale", true_scale)):
 # %%
 train = np.asarray(digits().train).reshape(-1, 64)
 mean, covariance = train.mean(0), np.cov(train.T)
-step = float(DIGITS_SCALING.restore(jnp.ones(())) - DIGITS_SCALING.restore(jnp.zeros(())))
+step = float(
+    DIGITS_SCALING.restore(jnp.ones(())) - DIGITS_SCALING.restore(jnp.zeros(()))
+)
 matrix = step * np.kron(blur(true_width), blur(true_width))
 gain = covariance @ matrix.T
 gain = gain @ np.linalg.inv(matrix @ gain + true_scale**2 * np.eye(64))
@@ -120,7 +122,9 @@ of_mean = np.asarray(blurred(mean.reshape(8, 8), true_width)).ravel()
 wiener = mean + (np.asarray(y).reshape(-1, 64) - of_mean) @ gain.T
 
 pooled = draws["x"].reshape(-1, *truth.shape)
-off = lambda guess: step * np.sqrt(np.mean((np.reshape(guess, truth.shape) - truth) ** 2))
+off = lambda guess: (
+    step * np.sqrt(np.mean((np.reshape(guess, truth.shape) - truth) ** 2))
+)
 print(f"root mean squared error in grey levels: diffusion {off(pooled.mean(0)):.2f}, ")
 print(f"Gaussian {off(wiener):.2f}, the photograph itself {off((y - step) / step):.2f}")
 low, high = np.quantile(pooled, [0.05, 0.95], axis=0)

@@ -8,7 +8,6 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from numpyro_diffusion.checks import checked_array, checked_callable
@@ -175,7 +174,8 @@ def from_torch(
             self.module = module
 
         def forward(self, x: Any, t: Any) -> Any:
-            with torchax.default_env(), torch.device("jax"):  # tensors made on the way are JAX's too
+            # Tensors that are made on the way are JAX's too.
+            with torchax.default_env(), torch.device("jax"):
                 return one_event(self.module, x, t)
 
     whole = OneEvent().eval()
