@@ -232,7 +232,7 @@ def test_a_prior_under_contexts_is_saved(tmp_path):
     np.testing.assert_array_equal(draw(loaded), draw(saved))
 
 
-@pytest.mark.gate
+@pytest.mark.slow
 def test_fit_learns_what_the_context_says():
     keys = jax.random.split(jax.random.key(0), 4)
     c = jax.random.normal(keys[0], (3000, 2), jnp.float32)
@@ -353,7 +353,7 @@ def test_a_gibbs_block_refuses_a_latent_context():
         mcmc.run(jax.random.key(0), y=Y)
 
 
-@pytest.mark.gate
+@pytest.mark.slow
 def test_the_page_runs():
     """Four numbers of one width: its posterior is an integral over a line."""
     page = (pathlib.Path(__file__).parents[1] / "docs" / "conditional.md").read_text()

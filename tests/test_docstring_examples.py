@@ -239,6 +239,13 @@ PREPARED = {
     "ParticleMarginal": contexts,
 }
 
+# Each compiles a chain or a run of particles for half a minute.
+SLOW = {
+    *("initial_draws", "suggest", "particles_needed", "ParticleMarginal"),
+    *("stat_fields", "ParticleGibbs", "TwistedSMC", "ParticleIndependence"),
+    *("FlowReparam", "evidence_trace", "SplitGibbs", "kernel_stein_discrepancy"),
+}
+
 
 def runs_here(code):
     """Without the lines that say that they are for ArviZ 1.x, where it is 0.23."""
@@ -248,7 +255,13 @@ def runs_here(code):
     return code
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
+        for name in EXAMPLES
+    ],
+)
 def test_example_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = beginning()
@@ -261,7 +274,7 @@ def test_example_runs(name, tmp_path, monkeypatch):
 
 def test_what_people_use_has_an_example():
     assert sorted(set(WANTED) - set(EXAMPLES)) == []
-    assert {*PREPARED} <= {*EXAMPLES}
+    assert {*PREPARED} | SLOW <= {*EXAMPLES}
 
 
 def test_control_a_wrong_example_is_found():

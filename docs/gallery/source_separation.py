@@ -24,7 +24,7 @@ import numpyro_diffusion as nd
 # %%
 num_train_steps = 6000
 chain_steps = 50
-num_particles = 2048
+num_particles = 8192
 
 # %% [markdown]
 # ## Records of each source
@@ -88,7 +88,7 @@ priors = {
 # %% [markdown]
 # ## One record
 #
-# The drift happens to fall where the pulse is, so that the record hides it.
+# A short pulse on a drift that rises and falls: is the first hump a pulse or drift?
 
 # %%
 true_box, true_height, true_scale = 24, 1.6, 0.4
@@ -126,6 +126,7 @@ draws = {name: np.asarray(v) for name, v in run.get_samples().items()}
 # over boxes and a grid of scales gives the exact evidence, the exact probability of each
 # box, and the exact posterior means. A draw's own box is the one under which it is
 # likeliest: with heights of twenty times the pulses' own noise there is hardly a doubt.
+# What is apart beyond chance, the networks have not learned.
 
 # %%
 grid = np.exp(np.linspace(-3.0, 1.0, 100))

@@ -49,7 +49,7 @@ def stopped(process, state, number):
     return process.returncode, stderr
 
 
-@pytest.mark.gate
+@pytest.mark.slow
 def test_killed_in_every_way_a_run_ends_where_it_would_have_ended(tmp_path):
     _, data = vectors(tmp_path)
     small = ("--width", 8, "--depth", 1, "--batch-size", 8, "--quiet")
@@ -109,7 +109,7 @@ QUICK = {
 }
 
 
-@pytest.mark.gate
+@pytest.mark.slow
 def test_examples_of_the_help_texts_run(tmp_path, monkeypatch):
     """In the order of the commands: later ones use what earlier ones have written."""
     monkeypatch.chdir(tmp_path)

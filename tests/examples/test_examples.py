@@ -54,7 +54,7 @@ def test_every_example_is_tested():
     }
 
 
-@pytest.mark.gate
+@pytest.mark.slow
 def test_inpaint_digits(tmp_path, capsys):
     idata = load_example("inpaint_digits").main(
         num_digits=2,

@@ -60,7 +60,7 @@ def test_training_scripts(script, tmp_path, name, record):
     assert (tmp_path / f"{record}.png").stat().st_size > 1000
 
 
-@pytest.mark.gate
+@pytest.mark.slow
 def test_a_network_is_kept_for_its_setting_only(script, tmp_path):
     images = script("images")
     train = script("digits").pictures().train

@@ -139,7 +139,7 @@ class Softmax(eqx.Module):
         return jax.nn.softmax(self.network(x, t))
 
 
-@pytest.mark.gate
+@pytest.mark.slow
 def test_states_are_learned():
     keys = jax.random.split(jax.random.key(3), 4)
     data = np.stack(
@@ -327,7 +327,7 @@ def test_edm_refuses_what_it_does_not_fit():
         nd.DenoisingReverse(bits, exact_f, EDMPrediction())
 
 
-@pytest.mark.gate
+@pytest.mark.slow
 def test_edm_is_learned():
     start = untrained(SHORT, EDMPrediction())
     exact = nd.analytic.GaussianReverse(

@@ -313,7 +313,7 @@ def test_noise_in_cosine_modes_is_the_same_noise_turned():
     np.testing.assert_allclose(back, z, atol=5e-3)
 
 
-@pytest.mark.gate
+@pytest.mark.slow
 def test_noise_in_cosine_modes_has_the_same_posterior_at_fewer_leaps():
     """A smooth line of 24 points under one unknown level, seen in little noise.
 

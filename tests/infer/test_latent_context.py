@@ -275,7 +275,7 @@ def test_a_class_has_the_posterior_of_its_evidences():
     assert np.all(np.abs(found - exact) < LIMIT * error)
 
 
-@pytest.mark.gate
+@pytest.mark.slow
 def test_particle_marginal_draws_a_class():
     draws = chains(nd.infer.ParticleMarginal(by_class, num_particles=32)).get_samples()
     exact = OF_CLASS / OF_CLASS.sum()

@@ -227,7 +227,7 @@ def test_a_marked_prior_that_depends_on_another_latent_is_refused():
         run(Gibbs(blocks), jnp.array([1.5]), num_samples=1)
 
 
-@pytest.mark.gate
+@pytest.mark.slow
 def test_two_diffusion_sites_in_two_blocks():
     """y = x1 + x2 + noise: the posterior of the difference is the prior's."""
     reverse = nd.analytic.GaussianReverse(FORWARD, jnp.zeros(1), jnp.eye(1))
@@ -292,7 +292,7 @@ def test_plate_elements_and_copies_have_the_right_shapes():
 
 
 # NumPyro donates the buffers of extra fields, which chains under vmap cannot reuse.
-@pytest.mark.gate
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Some donated buffers were not usable")
 @pytest.mark.parametrize(
     "chain_method",
@@ -376,7 +376,7 @@ print("same")
     assert done.stdout.strip() == "same", done.stderr
 
 
-@pytest.mark.gate
+@pytest.mark.slow
 def test_chains_as_one_array_are_refused_with_what_works_instead():
     """It was a key error of `split`; NumPyro's Gibbs says the same of itself."""
     kernel = nd.infer.ParticleGibbs(plated_model, num_particles=2)

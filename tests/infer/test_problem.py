@@ -122,7 +122,7 @@ def two(y):
     numpyro.sample("y", dist.Normal(a + b, SIGMA).to_event(1), obs=y)
 
 
-@pytest.mark.gate
+@pytest.mark.slow
 def test_all_sites_move_jointly_if_none_is_named():
     """In each kernel; `ParticleGibbs` wanted a name."""
     kernel = nd.infer.ParticleGibbs(two, num_particles=8, guidance=TWEEDIE)
@@ -139,7 +139,7 @@ def test_all_sites_move_jointly_if_none_is_named():
     assert chosen_sites(two, (jnp.ones(1),), {}, None, "me") == ["a", "b"]
 
 
-@pytest.mark.gate
+@pytest.mark.slow
 def test_two_blocks_that_name_no_site():
     """Each moves the one that the other does not have."""
     kernel = Gibbs([(nd.infer.ParticleGibbs(two), [name]) for name in ("a", "b")])

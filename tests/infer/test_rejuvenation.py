@@ -147,7 +147,7 @@ def test_batches_and_bar_change_nothing():
         np.testing.assert_allclose(other.log_evidence, run.log_evidence, rtol=1e-3)
 
 
-@pytest.mark.gate
+@pytest.mark.slow
 def test_moves_call_no_network():
     """Operations of the compiled program: candidates read the same call."""
     network = nd.networks.MLP((1,), width=256, depth=3, key=jr.key(0))

@@ -306,7 +306,7 @@ def test_a_given_start_is_kept_and_not_annealed():
 
 
 # NumPyro donates the buffers of extra fields, which chains under vmap cannot reuse.
-@pytest.mark.gate
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Some donated buffers were not usable")
 @pytest.mark.parametrize(
     "chain_method",

@@ -134,7 +134,7 @@ def test_split_gibbs_alone_starts_at_constrained_values():
     np.testing.assert_allclose(state.z["sigma"], starts["sigma"], rtol=1e-6)
 
 
-@pytest.mark.gate
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "chain_method",
     [pytest.param("sequential", id="sequential", marks=pytest.mark.slow), jax.vmap],

@@ -109,7 +109,7 @@ def test_fifty_observations_that_share_a_scale():
     check(posterior, scales, gaussian_over_scales(np.eye(50), y), 0.1, 500)
 
 
-@pytest.mark.gate
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "masked",
     [pytest.param(False, id="whole", marks=pytest.mark.slow), True],

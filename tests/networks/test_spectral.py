@@ -179,7 +179,7 @@ def excess(reverse, matrix, t, num=400):
     return np.mean(away**2) / np.mean(left)
 
 
-@pytest.mark.gate
+@pytest.mark.slow
 @pytest.mark.promotes
 def test_it_learns_a_gaussian_process():
     """Within 1 % of the least error in 1500 steps, of a fixed seed.

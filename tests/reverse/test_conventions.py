@@ -273,7 +273,7 @@ def test_fields_are_checked(kind, wrong):
         kind(**wrong)
 
 
-@pytest.mark.gate
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("schedule", "prediction"),
     [

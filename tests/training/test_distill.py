@@ -140,7 +140,7 @@ class Taught(MLP):
         return shifted(x, t, c) + super().__call__(x, t, c)
 
 
-@pytest.mark.gate
+@pytest.mark.slow
 def test_nuts_draws_a_latent_context_through_two_steps():
     """Means and widths of c and x given y, as through the flow."""
     network = Taught((1,), width=32, depth=1, context_shape=(1,), key=jax.random.key(0))

@@ -34,7 +34,7 @@ def test_loss_of_the_exact_denoiser_is_the_variance_of_the_velocity():
     assert control(x0, times, keys).mean() > 1.0 + 0.5 * 0.3**2
 
 
-@pytest.mark.gate
+@pytest.mark.slow
 def test_a_trained_network_finds_the_exact_denoiser_of_a_mixture():
     exact = nd.analytic.MixtureReverse(
         FORWARD,

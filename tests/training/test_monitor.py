@@ -118,7 +118,7 @@ def test_an_interrupted_run_goes_on_to_the_same_end(tmp_path):
         run(monitor=nd.Monitor(2, 4), checkpoint=path, **every)
 
 
-@pytest.mark.gate
+@pytest.mark.slow
 def test_fine_tuning_starts_where_the_prior_is():
     prior = nd.load_pretrained("digits")
     train = nd.datasets.digits().train[:256]

@@ -140,7 +140,7 @@ def test_too_few_steps_are_named():
 # Training on the bound
 
 
-@pytest.mark.gate
+@pytest.mark.slow
 def test_fit_trains_the_bound_and_the_schedule():
     """A one-dimensional Gaussian: K rises from L_null to near the best K of T steps."""
     data = 0.4 * jr.normal(jr.key(0), (4000, 1)) + 0.9165  # second moment 1
