@@ -66,11 +66,15 @@ def page():
     """Both tables, in Markdown."""
     names = [name for name in OURS if TRIED.get(name)]
     notes = list(dict.fromkeys(REFUSED[key] for key in REFUSED if key[1] in names))
+    letters = [chr(ord("A") + i) for i in range(len(names))]
+    known = [f"{a} {name}" for a, name in zip(letters, names, strict=True)]
     lines = [
         "## Kernels",
         "",
-        "| | " + " | ".join(names) + " |",
-        "|---" * (len(names) + 1) + "|",
+        "; ".join(known) + ".",
+        "",
+        "| | " + " | ".join(letters) + " |",
+        "|---" + "|:---:" * len(names) + "|",
     ]
     for demand in DEMANDS:
         cells = []
@@ -79,11 +83,9 @@ def page():
             if demand.__name__ not in TRIED[name]:
                 cells.append("")
             else:
-                cells.append(
-                    "works" if note is None else f"refused ({notes.index(note) + 1})"
-                )
+                cells.append("✓" if note is None else f"({notes.index(note) + 1})")
         lines.append(f"| {sentence(demand)} | " + " | ".join(cells) + " |")
-    lines += ["", "An empty cell was not tried. What is said instead:", ""]
+    lines += ["", "✓ works; a number is a refusal, in these words; an empty cell was not tried:", ""]
     lines += [f"{i}. `{note}`" for i, note in enumerate(notes, 1)]
     lines += [
         "",
