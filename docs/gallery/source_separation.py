@@ -3,7 +3,7 @@
 #
 # A sensor hears two things at once: a slow drift, and a pulse that comes once, at an
 # unknown time, for an unknown while. Each source has a prior of its own, learned from
-# records of that source alone; only their sum is measured, in noise of unknown scale.
+# records of that source alone; only their sum is measured, in noise.
 # Two priors in one model are two `numpyro.sample` sites.
 #
 # The drifts are draws of a Gaussian process and the pulses are boxes on a grid of times,
@@ -91,30 +91,25 @@ priors = {
 # A short pulse on a drift that rises and falls: is the first hump a pulse or drift?
 
 # %%
-true_box, true_height, true_scale = 24, 1.6, 0.4
+true_box, true_height, noise = 24, 1.6, 0.4
 true_drift = drifts(jax.random.key(2), 1)[0]
 true_pulse = true_height * boxes[true_box]
-y = (
-    true_drift
-    + true_pulse
-    + true_scale * jax.random.normal(jax.random.key(3), (num_times,))
-)
+y = true_drift + true_pulse + noise * jax.random.normal(jax.random.key(3), (num_times,))
 
 
 def model(y):
-    scale = numpyro.sample("scale", dist.LogNormal(-1.0, 0.5))
     drift = numpyro.sample("drift", priors["drift"])
     pulse = numpyro.sample("pulse", priors["pulse"])
-    numpyro.sample("y", dist.Normal(drift + pulse, scale).to_event(1), obs=y)
+    numpyro.sample("y", dist.Normal(drift + pulse, noise).to_event(1), obs=y)
 
 
 # %% [markdown]
 # ## Both at once
 #
 # A sampler that takes the sources in turn moves ink from one to the other by small
-# steps only, since the record fixes their sum. `TwistedSMC` takes both sites, and the
-# scale, through all noise levels together. Its particles have weights; `get_samples`
-# draws by them.
+# steps only, since the record fixes their sum. `TwistedSMC` takes both sites
+# through all noise levels together. Its particles have weights; `get_samples` draws by
+# them.
 
 # %%
 run = nd.infer.TwistedSMC(model, num_particles=num_particles).run(jax.random.key(4), y)
@@ -122,47 +117,37 @@ draws = {name: np.asarray(v) for name, v in run.get_samples().items()}
 # %% [markdown]
 # ## Is it right?
 #
-# Given a box and a scale, drift and pulse are Gaussian, and so is their sum. Summing
-# over boxes and a grid of scales gives the exact evidence, the exact probability of each
-# box, and the exact posterior means. A draw's own box is the one under which it is
-# likeliest: with heights of twenty times the pulses' own noise there is hardly a doubt.
-# What is apart beyond chance, the networks have not learned.
+# Given the box, drift and pulse are Gaussian, and so is their sum. Summing over boxes
+# gives the exact evidence, the exact probability of each box, and the exact posterior
+# means. A draw's own box is the one under which it is likeliest: with heights of twenty
+# times the pulses' own noise there is hardly a doubt. What is apart beyond chance, the
+# networks have not learned.
 
 # %%
-grid = np.exp(np.linspace(-3.0, 1.0, 100))
-log_prior = dist.LogNormal(-1.0, 0.5).log_prob(grid) + np.log(grid * 4.0 / 99)
 eye = jnp.eye(num_times)
 
 
 def of_box(box):
-    """Log of the joint density with each scale, and the mean drift and pulse."""
+    """Log of the joint density, and the mean drift and pulse."""
     of_pulse = sd_height**2 * jnp.outer(box, box) + blurred_by**2 * eye
-    rest = y - mean_height * box
-
-    def of_scale(scale):
-        total = drift_covariance + of_pulse + scale**2 * eye
-        fitted = jnp.linalg.solve(total, rest)
-        density = dist.MultivariateNormal(mean_height * box, total).log_prob(y)
-        return density, drift_covariance @ fitted, mean_height * box + of_pulse @ fitted
-
-    return jax.vmap(of_scale)(jnp.asarray(grid))
+    total = drift_covariance + of_pulse + noise**2 * eye
+    fitted = jnp.linalg.solve(total, y - mean_height * box)
+    density = dist.MultivariateNormal(mean_height * box, total).log_prob(y)
+    log_joint = density - jnp.log(len(boxes))
+    return log_joint, drift_covariance @ fitted, mean_height * box + of_pulse @ fitted
 
 
-log_density, mean_drift, mean_pulse = jax.vmap(of_box)(boxes)
-log_joint = log_density + log_prior - np.log(len(boxes))
+log_joint, mean_drift, mean_pulse = jax.vmap(of_box)(boxes)
 log_evidence = jax.nn.logsumexp(log_joint)
 weights = np.asarray(jnp.exp(log_joint - log_evidence))
-exact = {
-    "drift": np.einsum("bs,bst->t", weights, mean_drift),
-    "pulse": np.einsum("bs,bst->t", weights, mean_pulse),
-}
+exact = {"drift": weights @ mean_drift, "pulse": weights @ mean_pulse}
 of_pulses = dist.MultivariateNormal(
     mean_height * boxes,
     sd_height**2 * boxes[:, :, None] * boxes[:, None, :] + blurred_by**2 * eye,
 )
 of_draws = of_pulses.log_prob(draws["pulse"][:, None, :]).argmax(1)
 shares = np.bincount(of_draws, minlength=len(boxes)) / len(of_draws)
-distance = np.abs(shares - weights.sum(1)).sum() / 2
+distance = np.abs(shares - weights).sum() / 2
 error = float(run.log_evidence_error)
 print(
     f"log evidence {float(run.log_evidence):.2f} ± {error:.2f}, exact {log_evidence:.2f}"
@@ -188,9 +173,9 @@ for axis, name, true in zip(below, exact, (true_drift, true_pulse), strict=True)
     axis.plot(times, true, color="C1", label="truth", drawstyle="steps-mid")
     axis.set(title=name, xlabel="time")
 axes[1, 0].legend(fontsize=8)
-best = np.argsort(-weights.sum(1))[:8]
+best = np.argsort(-weights)[:8]
 places = np.arange(len(best))
-last.bar(places - 0.2, weights.sum(1)[best], 0.4, color="0.3", label="exact")
+last.bar(places - 0.2, weights[best], 0.4, color="0.3", label="exact")
 last.bar(places + 0.2, shares[best], 0.4, color="C0", label="draws")
 begins, lengths = boxes.argmax(1), boxes.sum(1).astype(int)
 names = [
