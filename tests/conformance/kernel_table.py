@@ -31,7 +31,19 @@ REFUSED["vectorized_chains", "BarkerMH"] = "BarkerMH only supports chain_method=
 # What NumPyro's own kernels do not do, although nothing refuses it; and what was not tried.
 TRIED = {
     "ParticleGibbs": ALL,
-    "ParticleIndependence": ("known_posterior", "vectorized_chains"),
+    "ParticleIndependence": (
+        "known_posterior",
+        "grouped_samples",
+        "deterministic_sites",
+        "thinning",
+        "extra_fields",
+        "left_out_site",
+        "warmup_then_run",
+        "collected_warmup",
+        "continuation",
+        "progress_bar",
+        "vectorized_chains",
+    ),
     "ParticleMarginal": (
         "vectorized_chains",
         "deterministic_sites",
@@ -85,7 +97,11 @@ def page():
             else:
                 cells.append("✓" if note is None else f"({notes.index(note) + 1})")
         lines.append(f"| {sentence(demand)} | " + " | ".join(cells) + " |")
-    lines += ["", "✓ works; a number is a refusal, in these words; an empty cell was not tried:", ""]
+    lines += [
+        "",
+        "✓ works; an empty cell was not tried; a number is a refusal, in these words:",
+        "",
+    ]
     lines += [f"{i}. `{note}`" for i, note in enumerate(notes, 1)]
     lines += [
         "",
