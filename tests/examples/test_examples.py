@@ -1,6 +1,7 @@
 """The examples run, with tiny numbers."""
 
 import importlib.util
+import json
 import pathlib
 import struct
 
@@ -317,6 +318,16 @@ def test_binarised_images_have_their_grey_levels_probabilities():
     assert np.all(np.abs(batch.mean(0) - shares) <= 5 * error)
     np.testing.assert_array_equal(source(jax.random.key(0), 0), batch)
     assert (source(jax.random.key(0), 1) != batch).any()
+
+
+def test_the_page_says_what_the_card_of_binarised_mnist_says():
+    card = json.loads((EXAMPLES / "binarised_mnist.json").read_text())
+    page = " ".join((EXAMPLES.parent / "docs" / "examples.md").read_text().split())
+    assert f"{card['nats']} ± {card['standard_error']} nats" in page
+    assert f"{card['training_steps']} steps" in page
+    assert card["test_images"] == 10_000
+    for name in ("nats, pixels apart", "nats, fair coins"):
+        assert str(card[name]) in page
 
 
 def test_classes_are_told_apart(mnist_folder, monkeypatch, tmp_path):
