@@ -97,8 +97,7 @@ def model(y):
 # ## Four chains
 #
 # A digit and the width of its blur are tied together: of a narrower blur the digit must
-# be softer. A sampler that takes them in turn goes by small steps; with `ParticleGibbs`
-# beside NUTS the widths' R-hat was up to 1.03 after 600 draws. Through
+# be softer. A sampler that takes them in turn goes by small steps. Through
 # `reparam_diffusion`, NUTS moves both at once, on the white noise behind the digits.
 
 # %%
