@@ -1,6 +1,7 @@
 """Right calls of schedules, processes and networks; see `wrong_arguments`."""
 
 import jax.numpy as jnp
+import numpy as np
 from right_calls import (
     BITS,
     ERROR,
@@ -117,6 +118,7 @@ row(
 )
 row("ErrorComponents", directions=jnp.eye(2)[:1], variances=jnp.array([[0.1], [0.3]]))
 row("LogitPrediction")
+row("LevelPrediction", levels=np.array([-1.0, 0.5, 1.0]))
 SEEN = {"scale": "straight", "time": "t", "time_scale": 2.0, "time_shift": -1.0}
 for _name in ("Data", "Velocity", "Epsilon", "Score"):
     row(f"{_name}Prediction", **SEEN)
@@ -192,6 +194,15 @@ row(
     network=lambda x, t: x,
     event_shape=(2, 2),
     patch=2,
+)
+row(
+    "networks.LevelLogits",
+    called,
+    network=lambda x, t: x,
+    event_shape=(2,),
+    num_levels=3,
+    width=2,
+    key=KEY,
 )
 row(
     "networks.Conditional",

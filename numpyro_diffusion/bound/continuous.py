@@ -24,10 +24,12 @@ from jaxtyping import Array, Float, Num
 
 from numpyro_diffusion.bound.records import NATS
 from numpyro_diffusion.checks import (
+    check_of_levels,
     checked_array,
     checked_instance,
     checked_integer,
     checked_key,
+    checked_levels,
     checked_share,
     checked_width,
 )
@@ -125,7 +127,9 @@ def continuous_bound(
     x0 = as_float(jnp.asarray(data))
     spacing = None
     if levels is not None:
-        levels, spacing = _checked_levels(caller, levels, x0)
+        known, spacing = checked_levels(caller, levels)
+        check_of_levels(caller, x0, known, spacing)
+        levels = jnp.asarray(known, x0.dtype)
     else:
         reverse.check_variance(caller)
     if t_first is None:
@@ -216,23 +220,3 @@ def _log_level(
     away = x0[..., None] - jnp.broadcast_to(levels, log_probs.shape)
     own = jnp.argmin(jnp.abs(away), axis=-1)[..., None]
     return jnp.sum(jnp.take_along_axis(log_probs, own, axis=-1))
-
-
-def _checked_levels(caller: str, levels: Any, x0: Array) -> tuple[Array, float]:
-    """The levels, in the data's type, and their least distance."""
-    checked_array(caller, "levels", levels, shape="(num_levels,)", ndim=1)
-    known = np.asarray(levels, float)
-    if len(known) < 2 or np.any(np.diff(known) <= 0.0):
-        raise ValueError(
-            f"{caller}: levels must be at least two, ascending, got {known}."
-        )
-    spacing = float(np.diff(known).min())
-    flat = np.asarray(x0, float).ravel()
-    right = np.clip(np.searchsorted(known, flat), 1, len(known) - 1)
-    away = np.minimum(np.abs(flat - known[right - 1]), np.abs(flat - known[right]))
-    if (is_other := away > 0.01 * spacing).any():
-        raise ValueError(
-            f"{caller}: data must be made of the levels, got {is_other.sum()} other "
-            f"entries of {flat.size}, the first of them {flat[is_other][0]:.6g}."
-        )
-    return jnp.asarray(levels, x0.dtype), spacing

@@ -5,9 +5,11 @@ Each says who was called and which argument it is, what must hold and what came:
 """
 
 from numpyro_diffusion.checks.arrays import (
+    check_of_levels,
     checked_array,
     checked_grid,
     checked_key,
+    checked_levels,
     checked_shape,
     checked_time,
     checked_weights,
@@ -29,12 +31,14 @@ from numpyro_diffusion.checks.scalars import (
 __all__ = [
     "LARGEST",
     "MAX_NUM_STEPS",
+    "check_of_levels",
     "checked_array",
     "checked_callable",
     "checked_grid",
     "checked_instance",
     "checked_integer",
     "checked_key",
+    "checked_levels",
     "checked_num_steps",
     "checked_positive",
     "checked_real",

@@ -12,9 +12,11 @@ from jax.core import Tracer
 from numpyro_diffusion.checks.scalars import LARGEST, checked_integer
 
 __all__ = [
+    "check_of_levels",
     "checked_array",
     "checked_grid",
     "checked_key",
+    "checked_levels",
     "checked_shape",
     "checked_time",
     "checked_weights",
@@ -231,3 +233,39 @@ def _short(value: Any) -> str:
     if is_array and (is_traced(value) or value.size > 8):
         return f"an array of {value.dtype} of shape {value.shape}"
     return str(value) if is_array else reprlib.repr(value)
+
+
+def checked_levels(caller: str, levels: Any) -> tuple[np.ndarray, float]:
+    """The values that entries of events can take, and their least distance.
+
+    Args:
+        caller: Class or function that was called, for the message.
+        levels: What came.
+
+    Raises:
+        TypeError: It is no array of real numbers.
+        ValueError: There are fewer than two, or they do not ascend.
+    """
+    checked_array(caller, "levels", levels, shape="(num_levels,)", ndim=1)
+    known = np.asarray(levels, float)
+    if len(known) < 2 or not np.all(np.diff(known) > 0.0):
+        raise ValueError(
+            f"{caller}: levels must be at least two, ascending, got {known}."
+        )
+    return known, float(np.diff(known).min())
+
+
+def check_of_levels(caller: str, data: Any, levels: np.ndarray, spacing: float) -> None:
+    """Refuse data that are not made of levels, up to a hundredth of their distance.
+
+    Raises:
+        ValueError: An entry is none of them.
+    """
+    flat = np.asarray(data, float).ravel()
+    right = np.clip(np.searchsorted(levels, flat), 1, len(levels) - 1)
+    away = np.minimum(np.abs(flat - levels[right - 1]), np.abs(flat - levels[right]))
+    if (is_other := away > 0.01 * spacing).any():
+        raise ValueError(
+            f"{caller}: data must be made of the levels, got {is_other.sum()} other "
+            f"entries of {flat.size}, the first of them {flat[is_other][0]:.6g}."
+        )

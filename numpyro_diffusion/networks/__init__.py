@@ -10,6 +10,7 @@ from numpyro_diffusion.networks.applied import Applied, from_torch, register_fun
 from numpyro_diffusion.networks.base import AbstractNetwork, num_parameters
 from numpyro_diffusion.networks.conditional import Conditional
 from numpyro_diffusion.networks.conv import Conv
+from numpyro_diffusion.networks.levels import LevelLogits
 from numpyro_diffusion.networks.mlp import MLP
 from numpyro_diffusion.networks.patched import Patched
 from numpyro_diffusion.networks.spectral import Spectral
@@ -23,6 +24,7 @@ __all__ = [
     "Applied",
     "Conditional",
     "Conv",
+    "LevelLogits",
     "Patched",
     "Spectral",
     "TimeEmbedding",

@@ -21,6 +21,7 @@ from numpyro_diffusion.reverse.gaussian_predictions import (
     DataPrediction,
     VelocityPrediction,
 )
+from numpyro_diffusion.reverse.levels import LevelPrediction
 from numpyro_diffusion.reverse.predictions import AbstractPrediction, LogitPrediction
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "EpsilonPrediction",
     "ErrorComponents",
     "FlowPrediction",
+    "LevelPrediction",
     "LogitPrediction",
     "LowRankCovariance",
     "ReverseStep",

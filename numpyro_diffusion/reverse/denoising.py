@@ -108,6 +108,9 @@ class DenoisingReverse(AbstractTrainableReverse):
         time = checked_time("DenoisingReverse", "t", t).astype(embedded.dtype)
         return self.network(*self.prediction.inputs(self.forward, embedded, time))
 
+    def output_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return self.prediction.output_shape(super().output_shape(event_shape))
+
     def check_data(self, caller: str, data: np.ndarray) -> None:
         self.forward.check(caller, data)
         self.prediction.check(caller, data)

@@ -30,6 +30,10 @@ class AbstractPrediction(eqx.Module):
         """What the network is called with: by default the embedded event and the time."""
         return x_t, t
 
+    def output_shape(self, embedded_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the network's output for one event: by default the embedded event's."""
+        return embedded_shape
+
     def check(self, caller: str, data: np.ndarray) -> None:
         """Refuse data that this prediction is not made for; see `AbstractForward.check`."""
 

@@ -43,6 +43,7 @@ def test_every_example_is_tested():
         "count_photons",
         "deblur_digits",
         "disease_map",
+        "grey_mnist",
         "draw_pictures",
         "infill_text",
         "inpaint_digits",
@@ -305,6 +306,37 @@ def test_binarised_mnist(mnist_folder, tmp_path, fixed):
     draws = nd.load(tmp_path / f"binarised_mnist_{kind}.nd").sample(jax.random.key(0))
     assert set(np.unique(draws)) <= {0, 1}
     assert (tmp_path / f"binarised_mnist_{kind}.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_grey_mnist(mnist_folder, tmp_path):
+    card = load_example("grey_mnist").main(
+        mnist_folder,
+        num_steps=4,
+        width=8,
+        batch_size=8,
+        num_test=8,
+        num_drawn=4,
+        out=tmp_path,
+        progress_bar=False,
+    )
+    assert card["test_images"] == 8
+    assert 0.0 < card["bits_per_dimension"] < 8.0
+    prior = nd.load(tmp_path / "grey_mnist.nd")
+    assert len(prior.reverse.prediction.levels) == 256
+    assert (tmp_path / "grey_mnist.png").stat().st_size > 1000
+
+
+def test_levels_apart_are_counted_for_each_pixel():
+    """Two levels, one pixel that is always low in training: 1 in 12 and 11 in 12."""
+    example = load_example("grey_mnist")
+    levels = np.array([-1.0, 1.0])
+    train = np.full((10, 28, 28), -1.0)
+    test = np.full((2, 28, 28), -1.0)
+    test[1] = 1.0
+    expected = -np.mean(np.log2([11 / 12, 1 / 12]))
+    found = example.apart(train, test, levels)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
 def test_binarised_images_have_their_grey_levels_probabilities():
