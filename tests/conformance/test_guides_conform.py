@@ -4,13 +4,15 @@ import functools
 
 import jax
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import numpyro.optim as optim
 import pytest
 from jax.example_libraries import stax
 from numpyro import handlers
 from numpyro.infer import SVI, Predictive, Trace_ELBO, autoguide
 from numpyro.infer.initialization import init_to_value
-from tiny_models import DIFFUSION, NORMAL, One, Y
+from tiny_models import DIFFUSION, NORMAL, SIGMA, One, Y
 
 import numpyro_diffusion as nd
 
@@ -93,3 +95,35 @@ def test_predictive_of_a_guide_in_parallel():
         for parallel in (False, True)
     )
     np.testing.assert_allclose(row(KEY)["y"], side(KEY)["y"], rtol=1e-6)
+
+
+def semi(prior):
+    """A model of three events with one shared shift, in NumPyro's two parts."""
+    data = Y + np.array([[0.0], [-1.4], [-2.0]])
+
+    def shared():
+        return numpyro.sample("b", dist.Normal(0.0, 1.0))
+
+    def local(b):
+        with numpyro.plate("events", len(data), subsample_size=len(data)) as seen:
+            x = numpyro.sample("x", prior)
+            noise = dist.Normal(x + b, SIGMA).to_event(1)
+            numpyro.sample("y", noise, obs=data[seen])
+
+    guide = autoguide.AutoNormal(shared)
+    whole = lambda: local(shared())
+    return whole, autoguide.AutoSemiDAIS(whole, local, guide, K=2)
+
+
+@pytest.mark.gate
+def test_auto_semi_dais_goes_as_with_a_normal_law():
+    def found(prior):
+        model, guide = semi(prior)
+        svi = SVI(model, guide, optim.Adam(0.01), Trace_ELBO())
+        result = svi.run(KEY, 20, progress_bar=False)
+        draws = guide.sample_posterior(KEY, result.params, sample_shape=(4,))
+        return draws["x"], result.losses
+
+    ours, control = found(DIFFUSION), found(NORMAL)
+    for one, other in zip(ours, control, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
