@@ -1,8 +1,10 @@
-"""The main calls under JAX's checks, and in single and half precision."""
+"""The main calls under JAX's and NumPyro's checks, in single and half precision."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import pytest
 import second_calls
 
@@ -44,6 +46,18 @@ def test_control_a_leak_is_found():
     kept = []
     with jax.checking_leaks(), pytest.raises(Exception, match="Leaked"):
         jax.jit(lambda x: kept.append(x))(jnp.ones(()))
+
+
+@EVERY
+def test_no_call_passes_a_law_what_it_refuses(name):
+    """NumPyro's own checks of parameters and values, off by default, warn or raise."""
+    with numpyro.validation_enabled():
+        jax.block_until_ready(second_calls.calls()[name](0))
+
+
+def test_control_what_a_law_refuses_is_found():
+    with numpyro.validation_enabled(), pytest.raises(ValueError, match="invalid scale"):
+        dist.Normal(0.0, -1.0)
 
 
 @EVERY
