@@ -195,3 +195,25 @@ def test_gaussian(script, tmp_path):
     row = results(tmp_path)["paper_mode"]["denoising, noise 0.5"]
     np.testing.assert_allclose(row["corrected, product"], row["exact"], atol=1e-5)
     assert row["paper, product"][0] > row["exact"][0] + 0.05
+
+
+@pytest.mark.slow
+def test_the_shipped_prior_is_scored_beside_it(script, tmp_path):
+    script("mnist_cifar10").main(quick=True, out=tmp_path, data="mnist_unet")
+    rows = results(tmp_path)["mnist_unet"]
+    assert rows["chain_steps"] == 50
+    assert rows["parzen_bandwidth, model"] > 0.0
+
+
+def test_table_2_is_written_from_the_results(script):
+    scores = {
+        f"parzen_{kind}, {name}": value
+        for name in ("model", "training images")
+        for kind, value in (("nats", 100.0), ("standard_error", 2.0))
+    }
+    cost = {"train_steps": 5, "batch_size": 6, "train_seconds": 120}
+    text = "\n".join(script("table1").table_2({"mnist": scores | cost}))
+    assert "| the dense network, ours | 144.3 ± 2.9 | 100.0 ± 2.0 |" in text
+    assert "5 steps of 6 images, in 2 minutes" in text
+    assert "U-Net" not in text
+    assert script("table1").table_2({}) == []
