@@ -1,5 +1,6 @@
 """What NumPyro's users expect of every kernel, one function for each custom."""
 
+import dataclasses
 import functools
 import io
 import pickle
@@ -180,7 +181,9 @@ def single_precision(case):
     """Without 64 bits, draws are of 32, and with 64 of 64."""
     assert draws(reference(case)).dtype == np.float64
     with jax.enable_x64(False):
-        narrow = draws(finished(case, y=np.float32([1.6]), key=jax.random.key(3)))
+        narrow_case = dataclasses.replace(case, model=case.model.in_single_precision())
+        key, y = jax.random.key(3), np.float32([1.6])
+        narrow = draws(finished(narrow_case, y=y, key=key))
     assert narrow.dtype == np.float32
 
 

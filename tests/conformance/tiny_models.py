@@ -4,6 +4,7 @@ The prior N(0.5, 1) stands in them as a diffusion model, exact for any number of
 as NumPyro's own normal law: the control that a demand is fair.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -40,6 +41,13 @@ class One:
             mean = mean + numpyro.sample("s", dist.Bernoulli(0.4))
         numpyro.deterministic("twice", 2.0 * x)
         numpyro.sample("y", dist.Normal(mean, SIGMA).to_event(1), obs=y)
+
+    def in_single_precision(self):
+        """The same model, as it is made where 64 bits are off."""
+        is_wide = lambda leaf: getattr(leaf, "dtype", None) == jnp.float64
+        narrow = lambda leaf: jnp.asarray(np.float32(leaf)) if is_wide(leaf) else leaf
+        prior = jax.tree.map(narrow, self.prior)
+        return One(prior, offset=self.offset, switch=self.switch)
 
     def moments(self, y=Y):
         """Posterior mean and variance of x."""
