@@ -30,35 +30,7 @@ REFUSED["vectorized_chains", "BarkerMH"] = "BarkerMH only supports chain_method=
 
 # What NumPyro's own kernels do not do, although nothing refuses it; and what was not tried.
 TRIED = {
-    "ParticleGibbs": ALL,
-    "ParticleIndependence": (
-        "known_posterior",
-        "grouped_samples",
-        "deterministic_sites",
-        "thinning",
-        "extra_fields",
-        "left_out_site",
-        "warmup_then_run",
-        "collected_warmup",
-        "continuation",
-        "progress_bar",
-        "vectorized_chains",
-    ),
-    "ParticleMarginal": (
-        "vectorized_chains",
-        "deterministic_sites",
-        "thinning",
-        "extra_fields",
-        "left_out_site",
-    ),
-    "SplitGibbs": ("pickling", "continuation", "vectorized_chains", "start_values"),
-    "Gibbs, ParticleGibbs and NUTS": ("pickling", "vectorized_chains"),
-    "NUTS by FlowReparam": (
-        "pickling",
-        "continuation",
-        "vectorized_chains",
-        "start_values",
-    ),
+    **dict.fromkeys(OURS, ALL),
     "NUTS": ("pickling", "continuation", "vectorized_chains", "start_values"),
     "HMC": ("pickling", "continuation", "vectorized_chains", "start_values"),
     "SA": ("pickling", "continuation"),
