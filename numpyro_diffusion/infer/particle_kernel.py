@@ -5,6 +5,7 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Generic, NamedTuple, SupportsIndex, TypeVar
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Num
@@ -16,7 +17,7 @@ from numpyro_diffusion.checks import (
     checked_integer,
     checked_share,
 )
-from numpyro_diffusion.forward import noising_path
+from numpyro_diffusion.forward import AbstractForward, noising_path
 from numpyro_diffusion.guidance import (
     AbstractGuidance,
     ModelLikelihood,
@@ -177,11 +178,7 @@ class AbstractParticleKernel(MCMCKernel, Generic[State]):
         # Compiled: uncompiled, NumPyro refuses what is undefined in words of its own.
         check_start(self._caller, values, jax.jit(problem.log_likelihood)(stack))
         keys = jax.random.split(path_key, stack.shape[:2])
-        noising = lambda key, x0: noising_path(
-            key, problem.reverse.forward, x0, problem.grid
-        )
-        # The trajectory's axis first, then the stack's.
-        path = jax.vmap(jax.vmap(noising, 0, 1), 0, 1)(keys, stack)
+        path = _noising_paths(keys, problem.reverse.forward, stack, problem.grid)
         self._sample_fn = self.sample
         follow_key = jax.random.fold_in(path_key, 1)
         z = self._values(follow_key, problem, path, others)
@@ -325,3 +322,16 @@ class AbstractParticleKernel(MCMCKernel, Generic[State]):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_sample_fn": None}
+
+
+@eqx.filter_jit
+def _noising_paths(
+    keys: Array,
+    forward: AbstractForward,
+    stack: Num[Array, "P C *event"],
+    grid: Num[Array, " num_times"],
+) -> Num[Array, "num_times P C *event"]:
+    """Trajectories that end in the events of a stack, compiled once for all runs."""
+    noising = lambda key, x0: noising_path(key, forward, x0, grid)
+    # The trajectory's axis first, then the stack's.
+    return jax.vmap(jax.vmap(noising, 0, 1), 0, 1)(keys, stack)
