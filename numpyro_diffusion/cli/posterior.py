@@ -3,9 +3,9 @@ r"""The posterior of an event under a prior, given some of its entries with nois
 $$x \sim p, \qquad \sigma \sim \mathrm{HalfNormal}(s) \text{ or known}, \qquad
 y_i \sim N(x_i, \sigma_i^2) \text{ where the mask is 1.}$$
 
-Known noise: independent runs of `TwistedSMC`, each a chain of the result, so that R-hat
-compares runs. Unknown noise: chains of `ParticleGibbs` beside `NUTS`, and runs of
-`TwistedSMC` for the evidence alone.
+Draws are those of independent runs of `TwistedSMC`, each a chain of the result, so that
+R-hat compares runs; or of chains of `ParticleGibbs`, beside `NUTS` if the noise is unknown,
+with runs of `TwistedSMC` for the evidence alone.
 
 Each run's estimate of the evidence is unbiased, and so is their mean. Of its error the
 runs tell twice: by what each of them takes its own for, and by their scatter.
@@ -25,7 +25,7 @@ from scipy.special import logsumexp
 import numpyro_diffusion as nd
 from numpyro_diffusion.cli.observation import Observation
 
-__all__ = ["Evidence", "Found", "Settings", "of_known_noise", "of_unknown_noise"]
+__all__ = ["Evidence", "Found", "Settings", "by_gibbs", "by_smc"]
 
 
 class Settings(NamedTuple):
@@ -69,43 +69,56 @@ class Found(NamedTuple):
     evidence: Evidence
 
 
-def of_known_noise(
-    prior: nd.DiffusionPrior, seen: Observation, key: jax.Array, settings: Settings
-) -> Found:
-    """Draws and evidence by independent runs of `TwistedSMC`."""
-    model = _model(prior, lambda: seen.noise)
-    run_key, choice_key = jax.random.split(key)
-    runs = _runs(model, seen, run_key, settings)
-    draws = []
-    for one, chosen in zip(runs, jax.random.split(choice_key, len(runs)), strict=True):
-        # Draws of a run come in the order of their ancestors, as a chain does not.
-        rows = jax.random.permutation(chosen, settings.num_particles)
-        draws.append(np.asarray(one.get_samples()["x"])[rows[: settings.num_samples]])
-    return Found({"x": np.stack(draws)}, {}, _evidence(runs))
-
-
-def of_unknown_noise(
+def by_smc(
     prior: nd.DiffusionPrior,
     seen: Observation,
-    scale: float,
+    scale: float | None,
     key: jax.Array,
     settings: Settings,
 ) -> Found:
-    """Draws by chains of `ParticleGibbs` beside `NUTS`, evidence by `TwistedSMC`.
+    """Draws and evidence by independent runs of `TwistedSMC`.
 
     Args:
         prior: The prior.
         seen: The observation.
-        scale: Of the half-normal prior of the noise's standard deviation.
+        scale: Of the half-normal prior of the noise's standard deviation; `None` where
+            the observation says it.
         key: Random key.
         settings: How much work is done.
     """
+    run_key, choice_key = jax.random.split(key)
+    runs = _runs(_model(prior, seen, scale), seen, run_key, settings)
+    draws = []
+    for one, chosen in zip(runs, jax.random.split(choice_key, len(runs)), strict=True):
+        # Draws of a run come in the order of their ancestors, as a chain does not.
+        rows = jax.random.permutation(chosen, settings.num_particles)
+        rows = rows[: settings.num_samples]
+        draws.append({k: np.asarray(v)[rows] for k, v in one.get_samples().items()})
+    stacked = {name: np.stack([one[name] for one in draws]) for name in draws[0]}
+    return Found(stacked, {}, _evidence(runs))
+
+
+def by_gibbs(
+    prior: nd.DiffusionPrior,
+    seen: Observation,
+    scale: float | None,
+    key: jax.Array,
+    settings: Settings,
+) -> Found:
+    """Draws by chains of `ParticleGibbs`, evidence by `TwistedSMC`.
+
+    Arguments as of `by_smc`; `NUTS` draws a noise that is unknown.
+    """
     chain_key, run_key = jax.random.split(key)
-    unmarked = _model(prior, lambda: numpyro.sample("noise", dist.HalfNormal(scale)))
+    unmarked = _model(prior, seen, scale)
     model = nd.handlers.diffusion_sites(unmarked)
-    block = nd.infer.ParticleGibbs(model, num_particles=settings.gibbs_particles)
+    blocks: list[Any] = [
+        (nd.infer.ParticleGibbs(model, num_particles=settings.gibbs_particles), ["x"])
+    ]
+    if scale is not None:
+        blocks.append((NUTS(model), None))
     mcmc = MCMC(
-        Gibbs([(block, ["x"]), (NUTS(model), None)]),
+        Gibbs(blocks),
         num_warmup=settings.num_warmup,
         num_samples=settings.num_samples,
         num_chains=settings.num_chains,
@@ -125,11 +138,15 @@ def of_unknown_noise(
     )
 
 
-def _model(prior: nd.DiffusionPrior, noise: Callable[[], Any]) -> Callable:
+def _model(
+    prior: nd.DiffusionPrior, seen: Observation, scale: float | None
+) -> Callable:
     size = len(prior.event_shape)
 
     def model(mask: Any, y: Any) -> None:
-        sigma = noise()
+        sigma: Any = seen.noise
+        if scale is not None:
+            sigma = numpyro.sample("noise", dist.HalfNormal(scale))
         front = jnp.shape(y)[: jnp.ndim(y) - size]
 
         def observed() -> None:

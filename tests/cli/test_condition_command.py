@@ -69,8 +69,12 @@ Y, SEEN, SD = np.array([47.0, 58.0]), np.array([0, 2]), np.array([1.5, 3.0])
 
 
 @pytest.mark.gate
-@pytest.mark.parametrize("num", [1, 3], ids=["one event", "three events"])
-def test_known_noise_gives_the_closed_form(num, prior, tmp_path):
+@pytest.mark.parametrize(
+    ("num", "method"),
+    [(1, "smc"), (3, "smc"), (1, "gibbs")],
+    ids=["one event", "three events", "chains"],
+)
+def test_known_noise_gives_the_closed_form(num, method, prior, tmp_path):
     y = np.full(3, np.nan)  # what is masked may be anything
     y[SEEN] = Y
     arrays = {"y": y, "mask": [1, 0, 1], "noise": [1.5, 1.0, 3.0]}
@@ -79,7 +83,9 @@ def test_known_noise_gives_the_closed_form(num, prior, tmp_path):
     np.savez(tmp_path / "seen.npz", **arrays)
     out = tmp_path / "posterior.nc"
     words = ("condition", prior, tmp_path / "seen.npz", "--out", out, "--quiet")
-    shown = json.loads(run(*words, "--samples", 400, "--json").stdout)
+    said = run(*words, "--samples", 400, "--method", method, "--json")
+    shown = json.loads(said.stdout)
+    assert "R-hat is" not in said.stderr
     exact = [posterior(Y + i, SEEN, SD) for i in range(num)]
 
     group, ess = found_by(out)
@@ -126,6 +132,18 @@ def test_unknown_noise_gives_what_quadrature_gives(prior, tmp_path):
     error = max(group.attrs["error"], group.attrs["scatter"])
     assert abs(group.attrs["log_evidence"] - np.log(evidence)) < 5 * error
     assert error < 0.2
+
+
+@pytest.mark.gate
+@pytest.mark.parametrize("method", ["smc", "gibbs"])
+def test_draws_that_disagree_are_called_so(method, prior, tmp_path):
+    """Of two chains of four draws nothing can be said."""
+    np.savez(tmp_path / "seen.npz", y=GOOD)
+    few = ("--chains", 2, "--samples", 4, "--particles", 4, "--warmup", 1)
+    words = ("condition", prior, tmp_path / "seen.npz", "--noise", 1, "--quiet")
+    said = run(*words, *few, "--method", method, "--out", tmp_path / "p.nc")
+    assert "are not the posterior yet. Take more --" in said.stderr
+    assert ("--method gibbs" in said.stderr) == (method == "smc")
 
 
 @pytest.mark.gate
