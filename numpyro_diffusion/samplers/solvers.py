@@ -92,7 +92,8 @@ class DPMSolver(AbstractGaussianSampler):
     Raises:
         ValueError: As `DDIM`.
 
-    **Error:** second order in the step; with `stochastic` for the law.
+    **Error:** second order in the step; with `stochastic` for the law (of a Gaussian, where
+    mean and variance of the draws are known).
 
     Source: Lu et al. 2022, arXiv:2211.01095, algorithm 2 and appendix A.
     """

@@ -141,6 +141,54 @@ def moments(sampler, num=200_000):
     return x.mean(), x.var()
 
 
+def stochastic_twin(num_steps, noises):
+    """SDE-DPM-Solver++(2M) on the Gaussian law, from the noises of its start and steps."""
+    angle = np.pi / 2 * np.sin(np.pi / 2 * np.arange(num_steps + 1) / num_steps) ** 2
+    cos, sin = np.cos(angle)[::-1], np.sin(angle)[::-1]
+    cos[0], sin[-1] = 0.0, 0.0
+    with np.errstate(divide="ignore"):
+        length = np.diff(np.log(cos) - np.log(sin))
+    x, last = noises[..., 0], None
+    for k in range(num_steps):
+        kept = cos[k] ** 2 * GAUSSIAN_SCALE**2
+        gain = cos[k] * GAUSSIAN_SCALE**2 / (kept + sin[k] ** 2)
+        x0_hat = GAUSSIAN_MEAN + gain * (x - cos[k] * GAUSSIAN_MEAN)
+        ahead = x0_hat
+        if k > 0 and np.isfinite(length[k]) and np.isfinite(length[k - 1]):
+            ahead = x0_hat + length[k] / length[k - 1] / 2 * (x0_hat - last)
+        left = (sin[k + 1] * cos[k]) / (sin[k] * cos[k + 1])
+        width = sin[k + 1] * np.sqrt(max(0.0, 1 - left**2))
+        x = sin[k + 1] / sin[k] * left * x + cos[k + 1] * (1 - left**2) * ahead
+        x, last = x + width * noises[..., k + 1], x0_hat
+    return x
+
+
+def test_dpm_solver_with_noise_is_its_naive_twin():
+    num_steps, key = 12, jax.random.key(4)
+    start_key, steps_key = jax.random.split(key)
+    normals = [FORWARD.terminal((1,)).sample(start_key)]
+    normals += [
+        jax.random.normal(k, (1,)) for k in jax.random.split(steps_key, num_steps)
+    ]
+    expected = stochastic_twin(num_steps, np.concatenate(normals).astype(float))
+    sampler = DPMSolver(num_steps, stochastic=True)
+    found = sampler.sample(key, GAUSSIAN, (1,))[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_dpm_solver_with_noise_is_of_second_order_in_the_law():
+    """A draw is affine in its noises, so that mean and variance need no draws."""
+    errors = []
+    for num_steps in (160, 320, 640):
+        ends = stochastic_twin(
+            num_steps, np.vstack([np.zeros(num_steps + 1), np.eye(num_steps + 1)])
+        )
+        np.testing.assert_allclose(ends[0], GAUSSIAN_MEAN, atol=1e-12)
+        variance = np.sum((ends[1:] - ends[0]) ** 2)
+        errors.append(abs(variance - GAUSSIAN_SCALE**2))
+    np.testing.assert_allclose(orders_of(errors), 2.0, atol=0.15, err_msg=str(errors))
+
+
 @pytest.mark.gate
 def test_dpm_solver_with_noise_has_the_laws_moments():
     """Five standard errors and what 60 steps are off; eight steps are seen to be."""
