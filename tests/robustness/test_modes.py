@@ -75,9 +75,12 @@ def test_single_precision_stays_single(name):
 def test_density_of_half_precision_is_that_of_the_rounded_event(dtype):
     """The event is converted, and not what it is compared with."""
     prior, _ = second_calls.prior_and_model()
-    event = jnp.array([0.3, -0.2], dtype)
+    event = jnp.array([1.7003, -1.2004], dtype)
     found, exact = prior.log_prob(event), prior.log_prob(event.astype(jnp.float64))
     assert np.isclose(float(found), float(exact), rtol=0, atol=1e-5)
+    # Control: what rounding does to the event is seen.
+    unrounded = prior.log_prob(jnp.array([1.7003, -1.2004]))
+    assert not np.isclose(float(found), float(unrounded), rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -89,3 +92,6 @@ def test_data_of_half_precision_give_the_evidence_of_the_rounded_data(dtype):
     found = smc.run(key, y).log_evidence
     exact = smc.run(key, y.astype(jnp.float64)).log_evidence
     assert np.isclose(float(found), float(exact), rtol=0, atol=1e-9)
+    # Control: what rounding does to the data is seen.
+    unrounded = smc.run(key, jnp.array([0.3, -0.2])).log_evidence
+    assert not np.isclose(float(found), float(unrounded), rtol=0, atol=1e-9)
