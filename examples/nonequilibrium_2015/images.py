@@ -12,6 +12,7 @@ step is the paper's fixed one, does not contain it, and is read off the same net
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,23 +38,26 @@ class Setting(NamedTuple):
 
     Attributes:
         num_steps: Steps T of the chain.
-        network: Arguments of `MultiScaleNet`.
+        network: Arguments of `MultiScaleNet`, or of another process's network.
         train_steps: Optimiser steps.
         batch_size: Images per step.
         learning_rate: Of Adam, at its peak.
         num_test: Test images for the bounds.
         num_weighted: Test images for the importance-weighted estimate.
         num_trajectories: Trajectories for each of these.
+        steps_per_event: Steps of the chain at which each test image is seen; `None` for
+            all of them.
     """
 
     num_steps: int = 200
-    network: dict[str, int] = {"channels": 20, "depth": 3, "scales": 3}  # noqa: RUF012
+    network: dict[str, Any] = {"channels": 20, "depth": 3, "scales": 3}  # noqa: RUF012
     train_steps: int = 6000
     batch_size: int = 128
     learning_rate: float = 2e-3
     num_test: int = 360
     num_weighted: int = 8
     num_trajectories: int = 64
+    steps_per_event: int | None = None
 
 
 QUICK = Setting(
@@ -89,8 +93,14 @@ def trained_prior(
     quick: bool,
     out: Path | None,
     schedule: AbstractSchedule | None = None,
+    process: Callable[..., Any] | None = None,
+    objective: Any = None,
+    validation: Float[Array, "num_held_out *image"] | None = None,
 ) -> tuple[nd.DiffusionPrior, dict[str, Any]]:
     """A chain trained on the bound, and what it took.
+
+    It is the paper's, or what `process` makes of a shape, a setting and a schedule, trained
+    on `objective`.
 
     It is kept in `NETWORKS` (or `out`) and taken from there if it was trained with the
     same setting; delete it to train anew. A training that was stopped, at any point, goes
@@ -113,7 +123,13 @@ def trained_prior(
     start = time.perf_counter()
     path.parent.mkdir(parents=True, exist_ok=True)
     state = path.with_name(f"{name}-{setting.train_steps}.checkpoint")
-    prior = _train(train, setting, schedule, state, progress_bar=not quick)
+    make = paper_process if process is None else process
+    reverse = make(train.shape[1:], setting, schedule)
+    if validation is None:
+        validation = train[: max(1, min(100, len(train) // 20))]
+    prior = _train(
+        reverse, train, validation, setting, objective, state, progress_bar=not quick
+    )
     card["weights"] = nd.networks.num_parameters(prior.reverse.network)
     card["train_seconds"] = round(time.perf_counter() - start)
     nd.save(path, prior, card=card)
@@ -121,21 +137,28 @@ def trained_prior(
     return prior, card
 
 
+def paper_process(
+    shape: tuple[int, ...], setting: Setting, schedule: AbstractSchedule
+) -> nd.paper2015.KernelReverse:
+    """The paper's reverse process before training."""
+    steps = setting.num_steps
+    network = MultiScaleNet(
+        shape, num_steps=steps, key=jax.random.key(0), **setting.network
+    )
+    forward = nd.GaussianForward(schedule)
+    return nd.paper2015.KernelReverse(forward, network, steps, learned_last_step=True)
+
+
 def _train(
+    reverse: Any,
     train: Float[Array, "num *image"],
+    validation: Float[Array, "num_held_out *image"],
     setting: Setting,
-    schedule: AbstractSchedule,
+    objective: Any,
     state: Path,
     *,
     progress_bar: bool,
 ) -> nd.DiffusionPrior:
-    shape, steps = train.shape[1:], setting.num_steps
-    network = MultiScaleNet(
-        shape, num_steps=steps, key=jax.random.key(0), **setting.network
-    )
-    reverse = nd.paper2015.KernelReverse(
-        nd.GaussianForward(schedule), network, steps, learned_last_step=True
-    )
     warmup = max(1, setting.train_steps // 20)
     rate = optax.warmup_cosine_decay_schedule(
         0.0, setting.learning_rate, warmup, max(setting.train_steps, warmup + 1)
@@ -146,14 +169,15 @@ def _train(
         key=jax.random.key(1),
         num_steps=setting.train_steps,
         batch_size=setting.batch_size,
+        objective=objective,
         optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)),
-        validation=train[: max(1, min(100, len(train) // 20))],
-        num_error_levels=steps,
+        validation=validation,
+        num_error_levels=setting.num_steps,
         checkpoint=state,
         checkpoint_every=250,
         progress_bar=progress_bar,
     )
-    return nd.DiffusionPrior(result.reverse, shape, steps)
+    return nd.DiffusionPrior(result.reverse, train.shape[1:], setting.num_steps)
 
 
 def scores(
@@ -173,6 +197,7 @@ def scores(
         key=jax.random.key(2),
         unit=nd.BITS,
         batch_size=64,
+        steps_per_event=setting.steps_per_event,
     )
     pointwise = np.asarray(bound.pointwise, np.float64) / pixels
     few = test[: setting.num_weighted]

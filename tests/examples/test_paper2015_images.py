@@ -79,7 +79,7 @@ def test_a_network_is_kept_for_its_setting_only(script, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("data", ["mnist", "cifar10"])
+@pytest.mark.parametrize("data", ["mnist", "cifar10", "cifar10_unet"])
 def test_mnist_cifar10(script, tmp_path, data):
     script("mnist_cifar10").main(quick=True, out=tmp_path, data=data)
     rows = results(tmp_path)[data]
