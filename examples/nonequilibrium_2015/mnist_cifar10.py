@@ -8,8 +8,8 @@ the length of the training. The released code has them, and other things than he
 - Its dense layers of 500 features are narrower than an image of MNIST has pixels, so that a
   pixel's own noise cannot reach its output and stays in the draws. Here one layer of 2000
   features lies between image and pixels.
-- Its convolutions of CIFAR-10 are 100 channels wide, and train for days on a CPU. Here they
-  have 20, and less than an hour; `cifar10_unet` is this library's U-Net after the same time.
+- Its convolutions of CIFAR-10 are 100 channels wide, and train for days on a CPU. Here
+  they have 20, and an hour; `cifar10_unet` is this library's U-Net after the same time.
 - Its schedule spends few steps where the information is. Here the signal-to-noise ratio
   falls by the same factor in each step; on CIFAR-10 after a first step of the released
   code's beta, 0.002, on which the ceiling of K - L_null hangs.
