@@ -4,8 +4,9 @@ A small U-Net on patches of 4x4 pixels gives each pixel logits of its levels, to
 noisy value adds what it says itself (`LevelPrediction`). It is trained on the bound of
 infinitely many steps, on which it is judged, and the pace of the schedule beside it.
 
-The four official files of MNIST lie in FOLDER. Hours on two cores; a run that is stopped,
-at any point, goes on from its last checkpoint when the same command is called again.
+The four official files of MNIST lie in FOLDER. The whole takes two hours of a core; a run
+that is stopped, at any point, goes on from its last checkpoint when the same command is
+called again.
 
     python examples/grey_mnist.py FOLDER
     python examples/grey_mnist.py FOLDER --num-steps 7000   # an hour of one core
