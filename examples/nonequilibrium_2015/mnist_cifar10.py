@@ -37,7 +37,15 @@ from typing import Any
 import jax
 import numpy as np
 from common import record
-from images import QUICK, Pictures, Setting, draw_samples, scores, trained_prior
+from images import (
+    QUICK,
+    Gaussian,
+    Pictures,
+    Setting,
+    draw_samples,
+    scores,
+    trained_prior,
+)
 
 import numpyro_diffusion as nd
 from numpyro_diffusion import datasets
@@ -70,8 +78,10 @@ CIFAR10 = Setting(
     num_trajectories=8,
     steps_per_event=50,
 )
-UNET = {"patch": 4, "width": 96}
-CIFAR10_UNET = CIFAR10._replace(network=UNET, train_steps=7000, learning_rate=1e-3)
+UNET = {"width": 24, "multipliers": [1, 2, 2]}
+CIFAR10_UNET = CIFAR10._replace(
+    network=UNET, train_steps=4500, learning_rate=3e-3, steps_per_event=20
+)
 # Of the first step, as the released code has it; the ceiling of K - L_null hangs on it.
 BETA_1 = 0.002
 QUICK_DENSE = QUICK._replace(
@@ -102,11 +112,8 @@ def even_steps(num_steps: int) -> AbstractSchedule:
 def unet_process(
     shape: tuple[int, ...], setting: Setting, schedule: AbstractSchedule
 ) -> nd.DenoisingReverse:
-    """This library's U-Net on patches, in the same chain."""
-    patch, width = setting.network["patch"], setting.network["width"]
-    small = (shape[0] // patch, shape[1] // patch, shape[2] * patch**2)
-    unet = nd.networks.UNet(small, width=width, key=jax.random.key(0))
-    network = nd.networks.Patched(unet, shape, patch)
+    """This library's U-Net, in the same chain."""
+    network = nd.networks.UNet(shape, key=jax.random.key(0), **setting.network)
     return nd.DenoisingReverse(nd.GaussianForward(schedule), network)
 
 
@@ -147,7 +154,7 @@ def study(
         options |= {
             "process": unet_process,
             "objective": nd.ContinuousLoss(BETA_1),
-            "validation": held_out[:100],
+            "validation": held_out[:20],
         }
     prior, cost = trained_prior(
         data,
@@ -157,7 +164,8 @@ def study(
         out=out,
         **options,
     )
-    rows = cost | scores(prior, pictures._replace(train=train), setting)
+    rival = Gaussian.fit(train) if data == "cifar10" and not quick else None
+    rows = cost | scores(prior, pictures._replace(train=train), setting, rival)
     if data == "mnist":
         num_samples = len(train) if quick else NUM_PARZEN_SAMPLES
         to_unit = lambda x: pictures.scaling.restore(np.asarray(x)) / pictures.levels

@@ -217,3 +217,21 @@ def test_table_2_is_written_from_the_results(script):
     assert "5 steps of 6 images, in 2 minutes" in text
     assert "U-Net" not in text
     assert script("table1").table_2({}) == []
+
+
+def test_networks_on_cifar10_are_compared_from_the_results(script):
+    row = {
+        "weights": 1_234_567,
+        "train_steps": 5,
+        "batch_size": 6,
+        "train_seconds": 120,
+        "K": 2.0,
+        "K_standard_error": 0.1,
+        "K_minus_L_null": 8.14,
+        "K_minus_L_null_ceiling": 13.45,
+        "grey_bits": 13.5,
+    }
+    text = "\n".join(script("table1").cifar10({"cifar10": row}))
+    assert "| 1,234,567 | 5 of 6 | 2 | 2.00 ± 0.10 | 8.14 | 13.45 | 4.50 |" in text
+    assert "U-Net" not in text
+    assert script("table1").cifar10({}) == []
