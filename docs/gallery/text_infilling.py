@@ -188,5 +188,5 @@ below.bar(places + 0.2, shares[best], 0.4, color="C0", label="four chains")
 names = [WORDS[place] + (" (true)" if place == 59 else "") for place in best]
 below.set_xticks(places, names, rotation=20, ha="right", fontsize=8)
 below.set_ylabel("probability")
-below.legend()
+below.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
 plt.show()
