@@ -229,9 +229,10 @@ def test_networks_on_cifar10_are_compared_from_the_results(script):
         "K_standard_error": 0.1,
         "K_minus_L_null": 8.14,
         "K_minus_L_null_ceiling": 13.45,
+        "K_learned": 2.3,
         "grey_bits": 13.5,
     }
     text = "\n".join(script("table1").cifar10({"cifar10": row}))
-    assert "| 1,234,567 | 5 of 6 | 2 | 2.00 ± 0.10 | 8.14 | 13.45 | 4.50 |" in text
+    assert "| 1,234,567 | 5 of 6 | 2 | 2.00 ± 0.10 | 8.14 | 13.45 | 4.40 |" in text
     assert "U-Net" not in text
     assert script("table1").cifar10({}) == []
