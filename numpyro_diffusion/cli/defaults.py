@@ -12,11 +12,20 @@ import optax
 import numpyro_diffusion as nd
 from numpyro_diffusion.cli.app import Failure
 
-__all__ = ["SCALES", "Plan", "chosen_scaling", "made_network", "made_optimizer", "plan"]
+__all__ = [
+    "SCALES",
+    "Plan",
+    "chosen_scaling",
+    "made_network",
+    "made_optimizer",
+    "num_components",
+    "plan",
+]
 
 SCALES = ("auto", "all", "entry", "none")
 # Beyond this ratio of offset to spread, single precision keeps less than three digits.
 _MOST_OFFSET = 1e4
+_MANY_ENTRIES = 64
 
 
 class Plan(NamedTuple):
@@ -124,6 +133,19 @@ def chosen_scaling(
     if by_entry:
         return nd.datasets.Scaling(jnp.asarray(mean), jnp.asarray(sd))
     return nd.datasets.Scaling(float(mean), float(sd))
+
+
+def num_components(event_shape: tuple[int, ...], chosen: int | None) -> int:
+    """Along how many directions the denoising error is measured.
+
+    Of many entries a posterior needs to know which of them err together: without it few
+    particles of a run keep weight. A hundred directions cost little; a few entries need
+    none.
+    """
+    if chosen is not None:
+        return chosen
+    entries = math.prod(event_shape)
+    return min(100, entries // 2) if entries >= _MANY_ENTRIES else 0
 
 
 def _is_image(shape: tuple[int, ...]) -> bool:

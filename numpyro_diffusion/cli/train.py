@@ -20,6 +20,7 @@ from numpyro_diffusion.cli.defaults import (
     chosen_scaling,
     made_network,
     made_optimizer,
+    num_components,
     plan,
 )
 from numpyro_diffusion.cli.priors import versions
@@ -108,10 +109,9 @@ _SHARE = click.FloatRange(0.0, 1.0, min_open=True, max_open=True)
 @click.option(
     "--error-components",
     type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Principal components along which that error is measured: 100 or so are worth "
-    "it for posteriors of images.",
+    help="Principal components along which that error is measured, which posteriors of "
+    "many entries are worth. By default 100, half of the entries if these are fewer, and "
+    "none below 64 entries.",
 )
 @click.option(
     "--chain-steps",
@@ -191,7 +191,7 @@ def train(data: Path, out: Path, **options: Any) -> None:
         ema_decay=options["ema_decay"],
         scaling=scaling,
         validation_fraction=options["validation_fraction"],
-        num_error_components=options["error_components"],
+        num_error_components=num_components(event_shape, options["error_components"]),
         checkpoint=checkpoint,
         checkpoint_every=every,
         progress_bar=not quiet,

@@ -9,7 +9,7 @@ from command_line import TINY, fault, run, vectors
 from PIL import Image
 
 import numpyro_diffusion as nd
-from numpyro_diffusion.cli.defaults import plan
+from numpyro_diffusion.cli.defaults import num_components, plan
 from numpyro_diffusion.training import loop
 
 
@@ -69,6 +69,14 @@ def test_the_network_suits_the_shape(shape):
     found = plan(shape)
     assert (found.network, found.width, found.patch) == PLANS[shape]
     assert plan(shape, width=7, num_steps=3)[-1] == 3
+
+
+@pytest.mark.parametrize(
+    ("shape", "chosen", "expected"),
+    [((16, 16), None, 100), ((64,), None, 32), ((63,), None, 0), ((16, 16), 0, 0)],
+)
+def test_many_entries_have_their_errors_measured_together(shape, chosen, expected):
+    assert num_components(shape, chosen) == expected
 
 
 @pytest.mark.gate
