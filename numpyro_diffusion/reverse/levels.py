@@ -53,9 +53,10 @@ class LevelPrediction(AbstractPrediction):
 
     **Example:**
         ```python
-        levels = scaling.standardise(np.arange(256) + 0.5)
-        network = nd.networks.LevelLogits(features, num_levels=256, key=key)
-        reverse = nd.DenoisingReverse(forward, network, nd.LevelPrediction(levels))
+        levels = np.linspace(-1.0, 2.0, 16)  # of an entry, in the network's units
+        features = nd.networks.MLP((2, 8), key=key)
+        logits = nd.networks.LevelLogits(features, (2,), num_levels=16, width=8, key=key)
+        reverse = nd.DenoisingReverse(forward, logits, nd.LevelPrediction(levels))
         ```
     """
 
