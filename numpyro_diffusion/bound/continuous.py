@@ -34,7 +34,7 @@ from numpyro_diffusion.checks import (
     checked_width,
 )
 from numpyro_diffusion.forward import AbstractSchedule, as_float
-from numpyro_diffusion.reverse import AbstractReverse
+from numpyro_diffusion.reverse import AbstractReverse, LevelPrediction
 
 __all__ = ["ContinuousBound", "continuous_bound", "integrand", "time_at"]
 
@@ -125,21 +125,18 @@ def continuous_bound(
     unit = checked_width(caller, "unit", unit)
     checked_integer(caller, "batch_size", batch_size)
     x0 = as_float(jnp.asarray(data))
-    spacing = None
+    ratio, own = _OF_REALS, None
     if levels is not None:
-        known, spacing = checked_levels(caller, levels)
-        check_of_levels(caller, x0, known, spacing)
-        levels = jnp.asarray(known, x0.dtype)
+        known = checked_levels(caller, levels)
+        check_of_levels(caller, x0, known)
+        ratio, own = _OF_LEVELS * float(np.diff(known).min()), LevelPrediction(known)
     else:
         reverse.check_variance(caller)
     if t_first is None:
-        ratio = _OF_REALS if spacing is None else _OF_LEVELS * spacing
         t_first = float(reverse.forward.schedule.time(math.atan(ratio)))
     t_first = checked_share(caller, "t_first", t_first)
     keys = jax.random.split(key, len(x0))
-    parts = _parts(
-        reverse, x0, keys, levels, jnp.asarray(t_first), num_times, batch_size
-    )
+    parts = _parts(reverse, x0, keys, own, jnp.asarray(t_first), num_times, batch_size)
     reconstruction, terminal, diffusion = (part / unit for part in parts)
     pointwise = reconstruction - terminal - diffusion
     return ContinuousBound(
@@ -157,7 +154,7 @@ def _parts(
     reverse: AbstractReverse,
     data: Float[Array, "num *event"],
     keys: Array,
-    levels: Float[Array, " num_levels"] | None,
+    own: LevelPrediction | None,
     t_first: Float[Array, ""],
     num_times: int,
     batch_size: int,
@@ -182,11 +179,14 @@ def _parts(
         )
         diffusion = total * (ends[1] - ends[0]) / num_times
         x_first = jnp.asarray(forward.marginal(x0, t_first).sample(first_key), x0.dtype)
-        if levels is None:
+        if own is None:
             last = reverse.transition(x_first, t=t_first, s=0.0)
             reconstruction = jnp.asarray(last.log_prob(x0))
         else:
-            reconstruction = _log_level(forward, x0, x_first, levels, t_first)
+            # As far as an entry's own noisy value tells its level: no network is asked.
+            silent = jnp.zeros(own.output_shape(jnp.shape(x0)), x0.dtype)
+            mean = own.loss(forward, silent, x0, x_first, t_first)
+            reconstruction = -jnp.size(x0) * mean
         terminal = forward.kl(
             forward.marginal(x0, 1.0), forward.terminal(jnp.shape(x0))
         )
@@ -208,15 +208,3 @@ def integrand(
     x_t = jnp.asarray(forward.marginal(x0, t).sample(key), x0.dtype)
     squared = jnp.sum((x0 - reverse.denoise(x_t, t)) ** 2)
     return 0.5 * squared / forward.schedule.noise(t)
-
-
-def _log_level(
-    forward: Any, x0: Array, x_t: Array, levels: Float[Array, " num_levels"], t: Array
-) -> Float[Array, ""]:
-    """Log probability of the entries' own levels, as far as x_t tells them."""
-    signal = jnp.sqrt(forward.schedule.alpha_bar(t))
-    gap = x_t[..., None] - jnp.broadcast_to(signal * levels, (*x_t.shape, len(levels)))
-    log_probs = jax.nn.log_softmax(-0.5 * gap**2 / forward.schedule.noise(t))
-    away = x0[..., None] - jnp.broadcast_to(levels, log_probs.shape)
-    own = jnp.argmin(jnp.abs(away), axis=-1)[..., None]
-    return jnp.sum(jnp.take_along_axis(log_probs, own, axis=-1))

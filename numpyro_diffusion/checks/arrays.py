@@ -235,8 +235,8 @@ def _short(value: Any) -> str:
     return str(value) if is_array else reprlib.repr(value)
 
 
-def checked_levels(caller: str, levels: Any) -> tuple[np.ndarray, float]:
-    """The values that entries of events can take, and their least distance.
+def checked_levels(caller: str, levels: Any) -> np.ndarray:
+    """The values that entries of events can take.
 
     Args:
         caller: Class or function that was called, for the message.
@@ -252,11 +252,11 @@ def checked_levels(caller: str, levels: Any) -> tuple[np.ndarray, float]:
         raise ValueError(
             f"{caller}: levels must be at least two, ascending, got {known}."
         )
-    return known, float(np.diff(known).min())
+    return known
 
 
-def check_of_levels(caller: str, data: Any, levels: np.ndarray, spacing: float) -> None:
-    """Refuse data that are not made of levels, up to a hundredth of their distance.
+def check_of_levels(caller: str, data: Any, levels: np.ndarray) -> None:
+    """Refuse data that are not made of levels, up to a hundredth of their least distance.
 
     Raises:
         ValueError: An entry is none of them.
@@ -264,7 +264,7 @@ def check_of_levels(caller: str, data: Any, levels: np.ndarray, spacing: float) 
     flat = np.asarray(data, float).ravel()
     right = np.clip(np.searchsorted(levels, flat), 1, len(levels) - 1)
     away = np.minimum(np.abs(flat - levels[right - 1]), np.abs(flat - levels[right]))
-    if (is_other := away > 0.01 * spacing).any():
+    if (is_other := away > 0.01 * np.diff(levels).min()).any():
         raise ValueError(
             f"{caller}: data must be made of the levels, got {is_other.sum()} other "
             f"entries of {flat.size}, the first of them {flat[is_other][0]:.6g}."

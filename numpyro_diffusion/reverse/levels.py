@@ -21,8 +21,7 @@ __all__ = ["LevelPrediction"]
 
 
 def _as_levels(levels: Any) -> tuple[float, ...]:
-    known, _ = checked_levels("LevelPrediction", levels)
-    return tuple(known.tolist())
+    return tuple(checked_levels("LevelPrediction", levels).tolist())
 
 
 class LevelPrediction(AbstractPrediction):
@@ -55,7 +54,9 @@ class LevelPrediction(AbstractPrediction):
         ```python
         levels = np.linspace(-1.0, 2.0, 16)  # of an entry, in the network's units
         features = nd.networks.MLP((2, 8), key=key)
-        logits = nd.networks.LevelLogits(features, (2,), num_levels=16, width=8, key=key)
+        logits = nd.networks.LevelLogits(
+            features, (2,), num_levels=16, width=8, key=key
+        )
         reverse = nd.DenoisingReverse(forward, logits, nd.LevelPrediction(levels))
         ```
     """
@@ -70,8 +71,7 @@ class LevelPrediction(AbstractPrediction):
 
     def check(self, caller: str, data: np.ndarray) -> None:
         check_unit_variance(caller, data)
-        known, spacing = checked_levels(caller, self.levels)
-        check_of_levels(caller, data, known, spacing)
+        check_of_levels(caller, data, np.asarray(self.levels))
 
     def denoise(
         self,
