@@ -1,15 +1,15 @@
 """Checks of arguments and the few steps that every network shares."""
 
 import math
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from numpyro_diffusion.checks import LARGEST, checked_integer
+from numpyro_diffusion.checks import LARGEST, checked_callable, checked_integer
 
 _Module = TypeVar("_Module")
 
@@ -90,6 +90,32 @@ def image_shape(owner: str, event_shape: Sequence[int]) -> tuple[int, ...]:
             f"channels), got {shape}."
         )
     return shape
+
+
+def checked_inner(
+    owner: str, network: Any, event_shape: tuple[int, ...], example: str
+) -> Callable:
+    """Return the network inside another one, which calls it with events of a shape.
+
+    Args:
+        owner: Class that is being built, for the message.
+        network: What came.
+        event_shape: Shape of the inner events. A network that says no shape of its own
+            is taken at its word.
+        example: A network that would do, for the message.
+
+    Raises:
+        TypeError: It cannot be called.
+        ValueError: It is for events of another shape.
+    """
+    checked_callable(owner, "network", network, example)
+    own = tuple(getattr(network, "event_shape", event_shape))
+    if own != event_shape:
+        raise ValueError(
+            f"{owner}: network must be for events of shape {event_shape}, got one for "
+            f"{own}."
+        )
+    return network
 
 
 def check_event(owner: str, event_shape: tuple[int, ...], x: Array, t: Array) -> None:

@@ -7,8 +7,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from numpyro_diffusion.checks import checked_callable, checked_key, checked_shape
-from numpyro_diffusion.networks._common import check_event, check_size, positive_int
+from numpyro_diffusion.checks import checked_key, checked_shape
+from numpyro_diffusion.networks._common import (
+    check_event,
+    check_size,
+    checked_inner,
+    positive_int,
+)
 
 __all__ = ["LevelLogits"]
 
@@ -76,25 +81,20 @@ class LevelLogits(eqx.Module):
                 another shape.
         """
         name = "LevelLogits"
-        checked_callable(
-            name, "network", network, "UNet((*event_shape, width), key=key)"
-        )
-        self.network = network
         self.event_shape = checked_shape(name, "event_shape", event_shape)
         self.num_levels = positive_int(name, "num_levels", num_levels)
         self.width = positive_int(name, "width", width)
-        inner = (*self.event_shape, self.width)
-        wanted = tuple(getattr(network, "event_shape", inner))
-        if wanted != inner:
-            raise ValueError(
-                f"{name}: network must be for events of shape {inner}, got one for "
-                f"{wanted}."
-            )
-        largest = self.width * max(self.num_levels, 1 + 2 * len(_FREQUENCIES))
+        self.network = checked_inner(
+            name,
+            network,
+            (*self.event_shape, self.width),
+            "UNet((*event_shape, width), key=key)",
+        )
+        waves = 1 + 2 * len(_FREQUENCIES)
+        largest = self.width * max(self.num_levels, waves)
         check_size(name, largest, num_levels=self.num_levels, width=self.width)
         checked_key(name, "key", key)
         lift_key, table_key = jax.random.split(key)
-        waves = 1 + 2 * len(_FREQUENCIES)
         self.lift = jax.random.normal(lift_key, (waves, self.width)) / waves**0.5
         shape = (self.width, self.num_levels)
         self.table = jax.random.normal(table_key, shape) / self.width**0.5

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 import equinox as eqx
 from jaxtyping import Array, Float
 
-from numpyro_diffusion.checks import checked_callable
 from numpyro_diffusion.networks._common import (
     check_event,
+    checked_inner,
     image_shape,
     positive_int,
 )
@@ -53,20 +53,15 @@ class Patched(eqx.Module):
     def __init__(
         self, network: Callable, event_shape: Sequence[int], patch: int
     ) -> None:
-        checked_callable("Patched", "network", network, "UNet((7, 7, 16), key=key)")
-        self.network = network
         self.event_shape = image_shape("Patched", event_shape)
         self.patch = positive_int("Patched", "patch", patch)
         if any(side % self.patch for side in self.event_shape[:2]):
             raise ValueError(
                 f"Patched: patch must divide the sides of {self.event_shape}, got {patch}."
             )
-        wanted = getattr(network, "event_shape", self._small_shape)
-        if tuple(wanted) != self._small_shape:
-            raise ValueError(
-                f"Patched: network must be for events of shape {self._small_shape}, got "
-                f"one for {tuple(wanted)}."
-            )
+        self.network = checked_inner(
+            "Patched", network, self._small_shape, "UNet((7, 7, 16), key=key)"
+        )
 
     @property
     def _small_shape(self) -> tuple[int, ...]:
