@@ -22,15 +22,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
-from measures import origin
+from measures import origin, save_picture
 
 import numpyro_diffusion as nd
 from numpyro_diffusion.datasets import mnist
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 SHAPE, PATCH, CHAIN_STEPS = (28, 28), 4, 100
 
@@ -118,7 +114,7 @@ def main(
     stem = target / f"binarised_mnist_{kind}"
     nd.save(stem.with_suffix(".nd"), prior, card=card)
     stem.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n")
-    draw(prior, test, stem.with_suffix(".png"))
+    save_picture(prior, test, stem.with_suffix(".png"), ink=1.0)
     for name, value in card.items():
         print(f"{name:28} {value}")
     return card
@@ -144,18 +140,6 @@ def measure(prior: nd.DiffusionPrior, test: np.ndarray) -> dict[str, Any]:
         "nats, fair coins": round(math.prod(SHAPE) * math.log(2), 1),
         **origin(),
     }
-
-
-def draw(prior: nd.DiffusionPrior, test: np.ndarray, path: Path) -> None:
-    """Draws beside test images."""
-    draws = prior.sample(jax.random.key(7), (40,))
-    figure, axes = plt.subplots(8, 10, figsize=(8, 6.6))
-    for image, axis in zip([*draws, *test[:40]], axes.flat, strict=True):
-        axis.imshow(image, cmap="gray_r", vmin=0, vmax=1)
-        axis.axis("off")
-    figure.suptitle("upper half: draws from the prior; lower half: test digits")
-    figure.savefig(path, dpi=100, bbox_inches="tight")
-    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -20,15 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import matplotlib
 import numpy as np
-from measures import origin
+from measures import origin, save_picture
 
 import numpyro_diffusion as nd
 from numpyro_diffusion.datasets import mnist
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 SHAPE, PATCH, NUM_LEVELS, FEATURES = (28, 28), 4, 256, 16
 # Noise at which a level is read off, in units of their distance: where the bound begins.
@@ -101,7 +97,14 @@ def main(
     }
     nd.save(target / "grey_mnist.nd", prior, card=card)
     (target / "grey_mnist.json").write_text(json.dumps(card, indent=1) + "\n")
-    draw(prior, data.test, num_drawn, target / "grey_mnist.png")
+    save_picture(
+        prior,
+        data.test,
+        target / "grey_mnist.png",
+        float(NUM_LEVELS),
+        data.scaling.restore,
+        num_drawn,
+    )
     for name, value in card.items():
         print(f"{name:36} {value}")
     return card
@@ -143,20 +146,6 @@ def apart(train: Any, test: Any, levels: np.ndarray) -> float:
     log2 = np.log2(counts / counts.sum(1, keepdims=True))
     seen = of(test)
     return float(-np.mean(log2[np.arange(seen.shape[1]), seen]))
-
-
-def draw(prior: nd.DiffusionPrior, test: Any, num: int, path: Path) -> None:
-    """Draws beside test images."""
-    draws = prior.sample(jax.random.key(7), (num,))
-    figure, axes = plt.subplots(8, 10, figsize=(8, 6.6))
-    images = [*np.asarray(draws), *np.asarray(test[:num])]
-    for axis in axes.flat:
-        axis.axis("off")
-    for image, axis in zip(images, axes.flat, strict=False):
-        axis.imshow(image, cmap="gray_r", vmin=-0.42, vmax=2.82)
-    figure.suptitle("upper half: draws from the prior; lower half: test digits")
-    figure.savefig(path, dpi=100, bbox_inches="tight")
-    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ import datetime
 import math
 import os
 import platform
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -61,18 +63,26 @@ def origin() -> dict[str, str]:
 
 
 def save_picture(
-    prior: nd.DiffusionPrior, data: ImageData, path: Path, ink: float
+    prior: nd.DiffusionPrior,
+    test: Any,
+    path: Path,
+    ink: float,
+    restore: Callable[[Any], Any] = np.asarray,
+    num: int = 40,
 ) -> None:
-    """Draws beside test images; `ink` is the level of black."""
+    """As many draws as test images above each other, ten in a row.
+
+    `restore` leads to grey levels, of which 0 is drawn white and `ink` black.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    draws = prior.sample(jax.random.key(7), (40,))
-    figure, axes = plt.subplots(8, 10, figsize=(8, 6.6))
-    for image, axis in zip([*draws, *data.test[:40]], axes.flat, strict=True):
-        axis.imshow(data.scaling.restore(image), cmap="gray_r", vmin=0, vmax=ink)
+    draws, rows = prior.sample(jax.random.key(7), (num,)), num // 5
+    figure, axes = plt.subplots(rows, 10, figsize=(8, 0.825 * rows))
+    for image, axis in zip([*draws, *test[:num]], axes.flat, strict=True):
+        axis.imshow(restore(image), cmap="gray_r", vmin=0, vmax=ink)
         axis.axis("off")
     figure.suptitle("upper half: draws from the prior; lower half: test digits")
     figure.savefig(path, dpi=100, bbox_inches="tight")

@@ -90,7 +90,7 @@ def main(
         **origin(),
     }
     nd.save(folder / "digits.nd", prior, card=card)
-    save_picture(prior, data, folder / "digits.png", ink=17.0)
+    save_picture(prior, data.test, folder / "digits.png", 17.0, data.scaling.restore)
     for name, value in card.items():
         print(f"{name:32} {value}")
     print(f"written: {folder / 'digits.nd'}, {folder / 'digits.png'}")

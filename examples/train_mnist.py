@@ -84,9 +84,10 @@ def main(
     nd.save(target / "mnist.nd", prior, card=card)
     save_picture(
         nd.DiffusionPrior(result.reverse, SHAPE, chain_steps),
-        data,
+        data.test,
         target / "mnist.png",
-        ink=INK,
+        INK,
+        data.scaling.restore,
     )
     for name, value in card.items():
         print(f"{name:32} {value}")

@@ -85,6 +85,18 @@ def geometric_schedule() -> AbstractSchedule:
     return nd.schedules.geometric(1e-3, 1e3)
 
 
+def paper_process(
+    shape: tuple[int, ...], setting: Setting, schedule: AbstractSchedule
+) -> nd.paper2015.KernelReverse:
+    """The paper's reverse process before training."""
+    steps = setting.num_steps
+    network = MultiScaleNet(
+        shape, num_steps=steps, key=jax.random.key(0), **setting.network
+    )
+    forward = nd.GaussianForward(schedule)
+    return nd.paper2015.KernelReverse(forward, network, steps, learned_last_step=True)
+
+
 def trained_prior(
     name: str,
     train: Float[Array, "num *image"],
@@ -93,7 +105,7 @@ def trained_prior(
     quick: bool,
     out: Path | None,
     schedule: AbstractSchedule | None = None,
-    process: Callable[..., Any] | None = None,
+    process: Callable[..., Any] = paper_process,
     objective: Any = None,
     validation: Float[Array, "num_held_out *image"] | None = None,
 ) -> tuple[nd.DiffusionPrior, dict[str, Any]]:
@@ -123,8 +135,7 @@ def trained_prior(
     start = time.perf_counter()
     path.parent.mkdir(parents=True, exist_ok=True)
     state = path.with_name(f"{name}-{setting.train_steps}.checkpoint")
-    make = paper_process if process is None else process
-    reverse = make(train.shape[1:], setting, schedule)
+    reverse = process(train.shape[1:], setting, schedule)
     if validation is None:
         validation = train[: max(1, min(100, len(train) // 20))]
     prior = _train(
@@ -135,18 +146,6 @@ def trained_prior(
     nd.save(path, prior, card=card)
     state.unlink()
     return prior, card
-
-
-def paper_process(
-    shape: tuple[int, ...], setting: Setting, schedule: AbstractSchedule
-) -> nd.paper2015.KernelReverse:
-    """The paper's reverse process before training."""
-    steps = setting.num_steps
-    network = MultiScaleNet(
-        shape, num_steps=steps, key=jax.random.key(0), **setting.network
-    )
-    forward = nd.GaussianForward(schedule)
-    return nd.paper2015.KernelReverse(forward, network, steps, learned_last_step=True)
 
 
 def _train(

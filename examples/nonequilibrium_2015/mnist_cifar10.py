@@ -124,16 +124,19 @@ def drawn(prior: nd.DiffusionPrior, num_samples: int) -> np.ndarray:
     return np.concatenate([prior.sample(key, (size,)) for key in keys])[:num_samples]
 
 
-def parzen_rows(
-    samples: dict[str, np.ndarray], validation: np.ndarray, test: np.ndarray
-) -> dict[str, Any]:
-    """The Parzen scores of samples, all in pixels from 0 to 1.
+def held_out_of(pictures: Pictures) -> tuple[Any, Any]:
+    """Training images, and those on which the protocol chooses a bandwidth."""
+    num_held_out = max(2, len(pictures.train) // 6)
+    return pictures.train[:-num_held_out], pictures.train[-num_held_out:]
 
-    The bandwidth is chosen on `validation`.
-    """
+
+def parzen_rows(samples: dict[str, Any], pictures: Pictures) -> dict[str, Any]:
+    """The Parzen scores of standardised samples, in pixels from 0 to 1."""
+    to_unit = lambda x: pictures.scaling.restore(np.asarray(x)) / pictures.levels
+    validation = to_unit(held_out_of(pictures)[1][:NUM_PARZEN_VALIDATION])
     rows = {}
     for name, images in samples.items():
-        score = parzen.parzen_score(images, validation, test)
+        score = parzen.parzen_score(to_unit(images), validation, to_unit(pictures.test))
         rows[f"parzen_nats, {name}"] = round(score.log_likelihood, 2)
         rows[f"parzen_standard_error, {name}"] = round(score.standard_error, 2)
         rows[f"parzen_bits, {name}"] = round(score.log_likelihood / nd.BITS, 2)
@@ -146,56 +149,40 @@ def study(
 ) -> None:
     """Train, score, record, draw."""
     pictures = load(data, folder)
-    # As in the protocol, the bandwidth is chosen on images that were not trained on.
-    num_held_out = max(2, len(pictures.train) // 6)
-    train, held_out = pictures.train[:-num_held_out], pictures.train[-num_held_out:]
-    options = {} if data == "mnist" else {"schedule": even_steps(setting.num_steps)}
+    train, held_out = held_out_of(pictures)
+    options: dict[str, Any] = {}
+    if data != "mnist":
+        options["schedule"] = even_steps(setting.num_steps)
     if data == "cifar10_unet":
         options |= {
             "process": unet_process,
             "objective": nd.ContinuousLoss(BETA_1),
             "validation": held_out[:20],
         }
-    prior, cost = trained_prior(
-        data,
-        train,
-        setting,
-        quick=quick,
-        out=out,
-        **options,
-    )
+    prior, cost = trained_prior(data, train, setting, quick=quick, out=out, **options)
     rival = Gaussian.fit(train) if data == "cifar10" and not quick else None
     rows = cost | scores(prior, pictures._replace(train=train), setting, rival)
     if data == "mnist":
         num_samples = len(train) if quick else NUM_PARZEN_SAMPLES
-        to_unit = lambda x: pictures.scaling.restore(np.asarray(x)) / pictures.levels
-        rows |= parzen_rows(
-            {
-                "model": to_unit(drawn(prior, num_samples)),
-                "training images": to_unit(train[:num_samples]),
-            },
-            to_unit(held_out[:NUM_PARZEN_VALIDATION]),
-            to_unit(pictures.test),
-        )
+        samples = {
+            "model": drawn(prior, num_samples),
+            "training images": train[:num_samples],
+        }
+        rows |= parzen_rows(samples, pictures)
     record(data, rows, quick=quick, out=out)
     draw_samples(data, prior, pictures._replace(train=train), quick=quick, out=out)
 
 
-def study_unet(folder: Path, *, quick: bool, out: Path | None) -> None:
+def study_shipped(folder: Path, *, quick: bool, out: Path | None) -> None:
     """The Parzen score of this library's own prior of MNIST, a U-Net on patches.
 
     It was trained on all training images, those included on which the bandwidth is chosen;
     the test images are new to it.
     """
-    pictures = load("mnist_unet", folder)
-    num_held_out = max(2, len(pictures.train) // 6)
-    to_unit = lambda x: pictures.scaling.restore(np.asarray(x)) / pictures.levels
-    prior = nd.load_pretrained("mnist")
-    rows = parzen_rows(
-        {"model": drawn(prior, 8 if quick else NUM_PARZEN_SAMPLES)},
-        to_unit(pictures.train[-num_held_out:][:NUM_PARZEN_VALIDATION]),
-        to_unit(pictures.test),
-    )
+    pictures, prior = load("mnist_unet", folder), nd.load_pretrained("mnist")
+    # Its own units are pixels from 0 to 1.
+    draws = drawn(prior, 8 if quick else NUM_PARZEN_SAMPLES) * pictures.levels
+    rows = parzen_rows({"model": pictures.scaling.standardise(draws)}, pictures)
     record("mnist_unet", {"chain_steps": prior.num_steps} | rows, quick=quick, out=out)
 
 
@@ -221,6 +208,14 @@ def write_cifar10(folder: Path, num: int = 6) -> None:
         (folder / f"{name}.bin").write_bytes(records.astype(np.uint8).tobytes())
 
 
+SETTINGS = {
+    "mnist": (MNIST, QUICK_DENSE),
+    "cifar10": (CIFAR10, QUICK_BOTH),
+    "cifar10_unet": (CIFAR10_UNET, QUICK_UNET),
+}
+"""What is trained, in full and quickly; "mnist_unet" is not."""
+
+
 def main(
     quick: bool = False,
     out: Path | None = None,
@@ -229,34 +224,32 @@ def main(
     train_steps: int | None = None,
 ) -> None:
     if quick:
-        setting, write = {
-            "mnist": (QUICK_DENSE, write_mnist),
-            "mnist_unet": (None, write_mnist),
-            "cifar10": (QUICK_BOTH, write_cifar10),
-            "cifar10_unet": (QUICK_UNET, write_cifar10),
-        }[data]
         with tempfile.TemporaryDirectory() as temporary:
-            write(Path(temporary))
-            if setting is None:
-                study_unet(Path(temporary), quick=True, out=out)
-            else:
-                study(data, Path(temporary), setting, quick=True, out=out)
-        return
-    if folder is None:
+            folder = Path(temporary)
+            write = write_mnist if data.startswith("mnist") else write_cifar10
+            write(folder)
+            _run(data, folder, None, quick=True, out=out)
+    elif folder is None:
         raise ValueError("mnist_cifar10: --folder must say where the files are.")
+    else:
+        _run(data, folder, train_steps, quick=False, out=out)
+
+
+def _run(
+    data: str, folder: Path, train_steps: int | None, *, quick: bool, out: Path | None
+) -> None:
     if data == "mnist_unet":
-        study_unet(folder, quick=False, out=out)
+        study_shipped(folder, quick=quick, out=out)
         return
-    settings = {"mnist": MNIST, "cifar10": CIFAR10, "cifar10_unet": CIFAR10_UNET}
-    setting = settings[data]
+    setting = SETTINGS[data][quick]
     if train_steps is not None:
         setting = setting._replace(train_steps=train_steps)
-    study(data, folder, setting, quick=False, out=out)
+    study(data, folder, setting, quick=quick, out=out)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    choices = ("mnist", "mnist_unet", "cifar10", "cifar10_unet")
+    choices = [*SETTINGS, "mnist_unet"]
     parser.add_argument("--data", choices=choices, default="mnist")
     parser.add_argument("--folder", type=Path, default=None, help="of the data files")
     parser.add_argument("--train-steps", type=int, default=None)

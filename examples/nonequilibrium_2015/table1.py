@@ -168,13 +168,12 @@ def cifar10(results: dict[str, Any]) -> list[str]:
         ]
         for label, row in found.items()
     ]
-    first = next(iter(found.values()))
-    if "gaussian_best_K" in first:
-        null = first["K"] - first["K_minus_L_null"]
-        best = first["gaussian_best_K"]
+    if (best := results.get("cifar10", {}).get("gaussian_best_K")) is not None:
+        row = results["cifar10"]
+        null = row["K"] - row["K_minus_L_null"]
         label = "none: the best chain on Gaussian data of this covariance"
-        figures = [number(best, digits=2), number(best - null, digits=2)]
-        rows.append([label, "-", "-", "-", *figures, rows[0][6], "-"])
+        figures = (best, best - null, row["K_minus_L_null_ceiling"])
+        rows.append([label, *"---", *(number(x, digits=2) for x in figures), "-"])
     header = [
         "network",
         "weights",
@@ -326,8 +325,7 @@ def gaussian(results: dict[str, Any]) -> list[str]:
 def report(results: dict[str, Any]) -> str:
     """Everything, as Markdown."""
     lines = [*table_1(results), *table_2(results), *cifar10(results)]
-    lines += images(results)
-    lines += gaussian(results)
+    lines += [*images(results), *gaussian(results)]
     lines += [*posteriors(results), *multiplied(results)]
     stamps = sorted({f"{r['date']}, {r['machine']}" for r in results.values()})
     lines += ["Run on " + "; ".join(stamps) + "."]

@@ -316,7 +316,7 @@ def test_grey_mnist(mnist_folder, tmp_path):
         width=8,
         batch_size=8,
         num_test=8,
-        num_drawn=4,
+        num_drawn=10,
         out=tmp_path,
         progress_bar=False,
     )
