@@ -134,8 +134,8 @@ def condition(
     noise, a standard deviation (or give --noise or --unknown-noise).
 
     The evidence is the density of y under the prior and the noise: compare priors by it.
-    R-hat near 1 and many effective draws say that chains, or runs, agree. R-hat above
-    1.01 says that they do not, and then the command says what to try.
+    R-hat near 1 and many effective draws say that chains, or runs, agree. Where they do
+    not, the command says so and what to try.
     """
     found = load_prior(prior)
     seen = read_observation(observation, found, noise)

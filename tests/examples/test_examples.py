@@ -312,7 +312,7 @@ def test_binarised_mnist(mnist_folder, tmp_path, fixed):
 def test_grey_mnist(mnist_folder, tmp_path):
     card = load_example("grey_mnist").main(
         mnist_folder,
-        num_steps=4,
+        num_steps=120,  # without training it needs 8 bits, give or take
         width=8,
         batch_size=8,
         num_test=8,
