@@ -23,6 +23,7 @@ from numpyro_diffusion.bound import (
     BITS,
     NATS,
     continuous_bound,
+    flow_bound,
     importance_log_prob,
     variational_bound,
 )
@@ -123,6 +124,7 @@ __all__ = [
     "diagnostics",
     "distill",
     "fit",
+    "flow_bound",
     "forward_model",
     "guidance",
     "handlers",

@@ -133,6 +133,19 @@ row(
     batch_size=4,
 )
 row(
+    "flow_bound",
+    None,
+    ("t_first", "flow"),
+    reverse=GAUSS,
+    data=np.array([[0.0, 1.0], [1.0, 1.0]]),
+    key=KEY,
+    levels=np.array([0.0, 1.0]),
+    t_first=0.1,
+    flow=nd.ProbabilityFlow(2),
+    unit=1.0,
+    batch_size=4,
+)
+row(
     "denoising_error",
     reverse=GAUSS,
     data=DATA,

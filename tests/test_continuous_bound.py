@@ -1,4 +1,4 @@
-"""The bound of infinitely many steps, where it is the log-likelihood itself."""
+"""The bounds of infinitely many steps and of the flow, where they are exact."""
 
 import equinox as eqx
 import jax
@@ -87,6 +87,105 @@ def test_of_gaussian_data_it_is_the_density_and_the_flows():
     assert abs(gap.mean()) < LIMIT * error
     flow = nd.DiffusionPrior(exact, (2,)).log_prob(data[:200])
     np.testing.assert_allclose(flow, log_prob[:200], atol=0.02)
+
+
+FLOW = nd.ProbabilityFlow(num_steps=100)
+
+
+@pytest.mark.gate
+@pytest.mark.parametrize("data_scale", [1.0, 1.6])
+def test_with_the_exact_denoiser_the_flow_gives_levels_their_probability(data_scale):
+    """Where noise is .15 of their distance: a level is read off but once in a thousand."""
+    data, log_prob = data_of(500)
+    exact = Exact(COSINE, LEVELS, WEIGHTS)
+    spacing = float(jnp.diff(LEVELS).min())
+    t_first = float(COSINE.schedule.time(jnp.arctan(0.15 * spacing)))
+    flow = nd.ProbabilityFlow(num_steps=100, data_scale=data_scale)
+    arguments = {"key": jax.random.key(1), "levels": LEVELS, "t_first": t_first}
+    found = nd.flow_bound(exact, data, flow=flow, **arguments)
+    gap = np.asarray(found.pointwise) - log_prob
+    error = gap.std() / np.sqrt(len(gap))
+    assert error < 0.07
+    # To the right of it what the first time leaves, and the solver.
+    assert abs(gap.mean()) < LIMIT * error + 5e-3
+    # The parts, and the entropy of the noise.
+    np.testing.assert_allclose(
+        found.bound - found.density - found.reconstruction,
+        1.5 * np.log(2 * np.pi * np.e * COSINE.schedule.noise(t_first)),
+        rtol=1e-4,
+    )
+    in_bits = nd.flow_bound(exact, data, flow=flow, unit=nd.BITS, **arguments)
+    np.testing.assert_allclose(in_bits.bound, found.bound / np.log(2), rtol=1e-5)
+
+
+@pytest.mark.gate
+def test_at_one_first_time_chain_and_flow_bound_the_same():
+    """That of the flow's default, where levels are no longer read off."""
+    data, _ = data_of(1000)
+    exact = Exact(COSINE, LEVELS, WEIGHTS)
+    found = nd.flow_bound(exact, data, key=jax.random.key(1), levels=LEVELS, flow=FLOW)
+    t_first = float(COSINE.schedule.time(jnp.arctan(0.5 * jnp.diff(LEVELS).min())))
+    chain = nd.continuous_bound(
+        exact, data, key=jax.random.key(2), levels=LEVELS, t_first=t_first
+    )
+    gap = np.asarray(found.pointwise - chain.pointwise)
+    error = gap.std() / np.sqrt(len(gap))
+    assert error < 0.1
+    assert abs(gap.mean()) < LIMIT * error
+
+
+@pytest.mark.gate
+def test_probes_differ_between_events_and_their_error_is_in_the_standard_error():
+    """Correlated entries by one probe each, beside the exact trace with the same noise."""
+    covariance = 0.5 * (jnp.eye(6) + jnp.ones((6, 6)))
+    exact = nd.analytic.GaussianReverse(COSINE, jnp.zeros(6), covariance)
+    normal = jax.random.multivariate_normal
+    levels = jnp.arange(-6.0, 6.5, 0.5)
+    drawn = normal(jax.random.key(0), jnp.zeros(6), covariance, (400,))
+    data = jnp.round(2 * drawn) / 2
+    bounds = [
+        nd.flow_bound(
+            exact,
+            data,
+            key=jax.random.key(1),
+            levels=levels,
+            flow=nd.ProbabilityFlow(num_probes=num_probes),
+        ).pointwise
+        for num_probes in (1, None)
+    ]
+    gap = np.asarray(bounds[0] - bounds[1])
+    # With the probes of one seed all events of so linear a flow would share their error.
+    assert gap.std() > 0.1
+    assert abs(gap.mean()) < LIMIT * gap.std() / np.sqrt(len(gap))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"levels": jnp.array([1.0, 0.0])}, ValueError, "levels must be .* ascending"),
+        ({}, ValueError, "data must be made of the levels, got 4 other entries of 6"),
+        ({"t_first": 1.5}, ValueError, "t_first must"),
+        ({"batch_size": 0}, ValueError, "batch_size must"),
+    ],
+)
+def test_wrong_arguments_of_the_flow(arguments, error, message):
+    exact = Exact(COSINE, LEVELS, WEIGHTS)
+    data = jnp.array([[0.0, 1.0, 0.5], [0.5, 0.2, 0.3]])
+    if arguments:
+        data = jnp.round(data)
+    arguments = {"levels": jnp.array([0.0, 1.0])} | arguments
+    with pytest.raises(error, match=f"flow_bound: {message}"):
+        nd.flow_bound(exact, data, key=jax.random.key(0), **arguments)
+
+
+def test_bits_are_refused_by_the_flow():
+    bits = nd.DenoisingReverse(
+        nd.BernoulliForward(nd.schedules.cosine()), lambda x, t: x
+    )
+    with pytest.raises(TypeError, match="use variational_bound"):
+        nd.flow_bound(
+            bits, jnp.zeros((2, 3)), key=jax.random.key(0), levels=jnp.arange(2.0)
+        )
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ PACKAGE = pathlib.Path(nd.__file__).parent
 FENCE = re.compile(r"^```python\n(.*?)^```$", re.M | re.S)
 WANTED = [
     *("DiffusionPrior", "fit", "variational_bound"),
-    *("importance_log_prob", "continuous_bound", "save"),
+    *("importance_log_prob", "continuous_bound", "flow_bound", "save"),
     *("denoising_error", "calibrate", "distill"),
     *("load_pretrained", "TwistedSMC", "ParticleGibbs"),
     *("ParticleIndependence", "ParticleMarginal", "SplitGibbs"),

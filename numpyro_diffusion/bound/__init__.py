@@ -32,6 +32,7 @@ from numpyro_diffusion.bound.evaluation import (
     step_kl,
     variational_bound,
 )
+from numpyro_diffusion.bound.flow import FlowBound, flow_bound
 from numpyro_diffusion.bound.records import BITS, NATS, Bound, ImportanceEstimate
 
 __all__ = [
@@ -39,8 +40,10 @@ __all__ = [
     "NATS",
     "Bound",
     "ContinuousBound",
+    "FlowBound",
     "ImportanceEstimate",
     "continuous_bound",
+    "flow_bound",
     "importance_log_prob",
     "integrand",
     "null_log_prob",

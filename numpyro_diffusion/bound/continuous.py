@@ -20,6 +20,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num
 
 from numpyro_diffusion.bound.records import NATS
@@ -36,7 +37,7 @@ from numpyro_diffusion.checks import (
 from numpyro_diffusion.forward import AbstractSchedule, as_float
 from numpyro_diffusion.reverse import AbstractReverse, LevelPrediction
 
-__all__ = ["ContinuousBound", "continuous_bound", "integrand", "time_at"]
+__all__ = ["ContinuousBound", "continuous_bound", "integrand", "own_level", "time_at"]
 
 # Noise at the first time in units of the distance of levels: a level is then read off x_t
 # with an error below 1e-9, and the network need not know a hundredth of that distance.
@@ -183,16 +184,21 @@ def _parts(
             last = reverse.transition(x_first, t=t_first, s=0.0)
             reconstruction = jnp.asarray(last.log_prob(x0))
         else:
-            # As far as an entry's own noisy value tells its level: no network is asked.
-            silent = jnp.zeros(own.output_shape(jnp.shape(x0)), x0.dtype)
-            mean = own.loss(forward, silent, x0, x_first, t_first)
-            reconstruction = -jnp.size(x0) * mean
+            reconstruction = own_level(forward, own, x0, x_first, t_first)
         terminal = forward.kl(
             forward.marginal(x0, 1.0), forward.terminal(jnp.shape(x0))
         )
         return reconstruction, terminal, diffusion
 
     return jax.lax.map(event, (data, keys), batch_size=batch_size)
+
+
+def own_level(
+    forward: Any, own: LevelPrediction, x0: Array, x_t: Array, t: ArrayLike
+) -> Float[Array, ""]:
+    """What entries' own noisy values tell of x_0, asking no network; in nats."""
+    silent = jnp.zeros(own.output_shape(jnp.shape(x0)), x0.dtype)
+    return -jnp.size(x0) * own.loss(forward, silent, x0, x_t, t)
 
 
 def time_at(schedule: AbstractSchedule, u: Float[Array, "..."]) -> Array:

@@ -140,12 +140,18 @@ class ProbabilityFlow(eqx.Module):
         return self._solve(reverse, velocity, start, to_data=False)
 
     def log_prob(
-        self, reverse: AbstractReverse, x: Float[Array, "*event"]
+        self,
+        reverse: AbstractReverse,
+        x: Float[Array, "*event"],
+        key: Array | None = None,
     ) -> Float[Array, ""]:
-        """Log density of one event, in nats, in the units of `x`."""
+        """Log density of one event, in nats, in the units of `x`.
+
+        With a key, Hutchinson's probes are drawn from it in place of `seed`.
+        """
         velocity = self._velocity(reverse)
         x = _event("log_prob", "x", x)
-        directions, weight = self._directions(x)
+        directions, weight = self._directions(x, key)
 
         # Gradients recompute it: what its products hold for all steps at once would fill
         # the memory, and to fetch it takes longer than to compute it anew.
@@ -161,13 +167,16 @@ class ProbabilityFlow(eqx.Module):
         base = dist.Normal(jnp.zeros_like(z), 1.0).to_event(z.ndim)
         return base.log_prob(z) + log_volume - x.size * math.log(self.data_scale)
 
-    def _directions(self, x: Array) -> tuple[Float[Array, "num *event"], float]:
+    def _directions(
+        self, x: Array, key: Array | None
+    ) -> tuple[Float[Array, "num *event"], float]:
         """Directions whose weighted quadratic forms sum to the trace."""
         if self.num_probes is None and x.size <= self.exact_up_to:
             return jnp.eye(x.size, dtype=x.dtype).reshape(x.size, *x.shape), 1.0
         num_probes = 16 if self.num_probes is None else self.num_probes
         shape = (num_probes, *x.shape)
-        probes = jax.random.rademacher(jax.random.key(self.seed), shape, x.dtype)
+        key = jax.random.key(self.seed) if key is None else key
+        probes = jax.random.rademacher(key, shape, x.dtype)
         return probes, 1.0 / num_probes
 
     def _solve(
