@@ -14,14 +14,13 @@ called again.
 
 import argparse
 import json
-import math
 import time
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from measures import origin, save_picture
+from measures import apart, level_bounds, save_picture
 
 import numpyro_diffusion as nd
 from numpyro_diffusion.datasets import mnist
@@ -29,6 +28,8 @@ from numpyro_diffusion.datasets import mnist
 SHAPE, PATCH, NUM_LEVELS, FEATURES = (28, 28), 4, 256, 16
 # Noise at which a level is read off, in units of their distance: where the bound begins.
 OF_SPACING = 0.08
+# At so little noise the flow turns at every level: it takes many steps.
+FLOW = nd.ProbabilityFlow(num_steps=100, num_probes=1)
 
 
 def new_reverse(levels: np.ndarray, width: int) -> nd.DenoisingReverse:
@@ -62,6 +63,7 @@ def main(
     width: int = 64,
     batch_size: int = 64,
     num_test: int = 10_000,
+    num_flow: int = 100,
     num_drawn: int = 40,
     out: str = "out",
     progress_bar: bool = True,
@@ -87,7 +89,9 @@ def main(
     minutes = (time.perf_counter() - start) / 60
     print(f"trained in {minutes:.0f} minutes (since the last start)")
     prior = nd.DiffusionPrior(result.reverse, SHAPE)
-    card = measure(prior, data.train, data.test[:num_test], levels) | {
+    test = data.test[:num_test]
+    card = level_bounds(prior, test, levels, num_flow=num_flow, flow=FLOW) | {
+        "bits_per_dimension, pixels apart": round(apart(data.train, test, levels), 3),
         "data": "MNIST, 256 grey levels",
         "script": "examples/grey_mnist.py",
         "network": f"LevelLogits of a UNet on patches, width {width}",
@@ -110,44 +114,6 @@ def main(
     return card
 
 
-def measure(
-    prior: nd.DiffusionPrior, train: Any, test: Any, levels: np.ndarray
-) -> dict[str, Any]:
-    """Bits per dimension of test images, beside pixels that know nothing of each other."""
-    found = nd.continuous_bound(
-        prior.reverse,
-        test,
-        key=jax.random.key(3),
-        levels=levels,
-        unit=nd.BITS,
-        num_times=16,
-    )
-    size = math.prod(SHAPE)
-    return {
-        "test_images": len(test),
-        "bits_per_dimension": round(-float(found.bound) / size, 4),
-        "standard_error": round(float(found.standard_error) / size, 4),
-        "of these, the integral": round(float(found.diffusion) / size, 4),
-        "of these, the first noise": round(-float(found.reconstruction) / size, 6),
-        "of these, the end": round(float(found.terminal) / size, 6),
-        "bits_per_dimension, pixels apart": round(apart(train, test, levels), 3),
-        "bits_per_dimension, even levels": round(math.log2(len(levels)), 3),
-        **origin(),
-    }
-
-
-def apart(train: Any, test: Any, levels: np.ndarray) -> float:
-    """Bits per dimension if each pixel had its own frequencies of levels (one added)."""
-    edges = (levels[1:] + levels[:-1]) / 2
-    of = lambda x: np.searchsorted(edges, np.asarray(x, float).reshape(len(x), -1))
-    counts = np.ones((math.prod(SHAPE), len(levels)))
-    for image in of(train):
-        counts[np.arange(len(image)), image] += 1
-    log2 = np.log2(counts / counts.sum(1, keepdims=True))
-    seen = of(test)
-    return float(-np.mean(log2[np.arange(seen.shape[1]), seen]))
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("folder")
@@ -155,5 +121,6 @@ if __name__ == "__main__":
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--num-test", type=int, default=10_000)
+    parser.add_argument("--num-flow", type=int, default=100)
     parser.add_argument("--out", default="out")
     main(**vars(parser.parse_args()))
