@@ -90,6 +90,7 @@ def main(
     )
     card |= {
         "bits_per_dimension, pixels apart": round(apart(data.train, test, levels), 3),
+        "levels_per_sd": round(1.0 / float(np.diff(levels).min()), 3),
         "data": "CIFAR-10, 256 levels of three colours",
         "script": "examples/colour_cifar10.py",
         "network": f"UNet, width {width}",

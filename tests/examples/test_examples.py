@@ -40,6 +40,7 @@ def test_every_example_is_tested():
     assert names == {
         "binarised_mnist",
         "climate_field",
+        "colour_cifar10",
         "count_photons",
         "deblur_digits",
         "disease_map",
@@ -310,12 +311,15 @@ def test_binarised_mnist(mnist_folder, tmp_path, fixed):
 
 @pytest.mark.slow
 def test_grey_mnist(mnist_folder, tmp_path):
-    card = load_example("grey_mnist").main(
+    example = load_example("grey_mnist")
+    example.FLOW = nd.ProbabilityFlow(num_steps=2, num_probes=1)
+    card = example.main(
         mnist_folder,
         num_steps=120,  # without training it needs 8 bits, give or take
         width=8,
         batch_size=8,
         num_test=8,
+        num_flow=1,
         num_drawn=10,
         out=tmp_path,
         progress_bar=False,
@@ -327,9 +331,39 @@ def test_grey_mnist(mnist_folder, tmp_path):
     assert (tmp_path / "grey_mnist.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
+def test_colour_cifar10(tmp_path):
+    """Plain images: a network that learns nothing has those of one normal pixel."""
+    rng = np.random.default_rng(0)
+    for name in [*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"]:
+        images = np.repeat(rng.integers(60, 200, (20, 3, 1)), 32 * 32, axis=2)
+        records = np.concatenate([np.zeros((20, 1)), images.reshape(20, -1)], axis=1)
+        (tmp_path / f"{name}.bin").write_bytes(records.astype(np.uint8).tobytes())
+    example = load_example("colour_cifar10")
+    example.FLOW = nd.ProbabilityFlow(num_steps=2, num_probes=1)
+    card = example.main(
+        tmp_path,
+        num_steps=60,
+        width=8,
+        batch_size=8,
+        num_test=8,
+        num_flow=2,
+        num_drawn=10,
+        out=tmp_path,
+        progress_bar=False,
+    )
+    assert card["test_images"] == 8
+    prior = nd.load(tmp_path / "colour_cifar10.nd")
+    of_normal_pixels = 0.5 * np.log2(2 * np.pi * np.e) + np.log2(card["levels_per_sd"])
+    assert 0.0 < card["bits_per_dimension"] < of_normal_pixels - 1.0
+    assert np.isfinite(card["bits_per_dimension, flow"])
+    assert prior.event_shape == (32, 32, 3)
+    assert (tmp_path / "colour_cifar10.png").stat().st_size > 1000
+
+
 def test_levels_apart_are_counted_for_each_pixel():
     """Two levels, one pixel that is always low in training: 1 in 12 and 11 in 12."""
-    example = load_example("grey_mnist")
+    example = load_example("measures")
     levels = np.array([-1.0, 1.0])
     train = np.full((10, 28, 28), -1.0)
     test = np.full((2, 28, 28), -1.0)
