@@ -38,11 +38,9 @@ COLOURS = {
     "gibbs": "#e5d8f0",
 }
 ASK = """Or ask, with your model and its data:
-
     print(nd.infer.suggest(model, y))
-
-It says which of these, with which settings,
-why, and prints code that runs."""
+It says which of these, with which
+settings, why, and code that runs."""
 INK, PAPER, GUIDE = "#333333", "#fafafa", "#eef2f5"
 
 
@@ -163,19 +161,19 @@ def draw(axes, root, x, top):
 
 
 def figure():
-    """Both trees side by side."""
+    """The tree of kernels, and below it that of guidance, as wide as a page's text."""
     drawn, axes = plt.subplots()
     title = {"fontsize": 12.5, "weight": "bold", "color": INK}
     axes.text(0.0, 0.62, "Which kernel?", **title)
     low = draw(axes, KERNEL, 0.0, 0.0)
-    aside = 8.6
-    axes.text(aside, 0.0, ASK, fontsize=11, color=INK, va="top", linespacing=1.5)
-    below = low + (len(questions(GUIDANCE))) * ROW
-    axes.text(aside, below + 1.0, "Which guidance of its particles?", **title)
-    said = "for TwistedSMC, ParticleGibbs and ParticleMarginal"
-    axes.text(aside, below + 0.68, said, fontsize=8.5, color=INK)
-    draw(axes, GUIDANCE, aside, below)
-    xlim, ylim = (-0.6, aside + LEAF_X + LEAF + 0.1), (low - 0.5, 0.9)
+    said = {"fontsize": 9.5, "color": INK, "va": "center", "linespacing": 1.4}
+    axes.text(LEAF_X, low - 0.15, ASK, **said)
+    below = low - 2.4
+    axes.text(0.0, below + 1.0, "Which guidance of its particles?", **title)
+    of = "for TwistedSMC, ParticleGibbs and ParticleMarginal"
+    axes.text(0.0, below + 0.66, of, fontsize=8.5, color=INK)
+    end = draw(axes, GUIDANCE, 0.0, below)
+    xlim, ylim = (-0.6, LEAF_X + LEAF + 0.1), (end - 0.5, 0.9)
     axes.set(xlim=xlim, ylim=ylim, position=(0.0, 0.0, 1.0, 1.0))
     axes.axis("off")
     drawn.set_size_inches(INCHES * np.ptp(xlim), INCHES * np.ptp(ylim))
