@@ -407,6 +407,19 @@ def test_the_page_says_what_the_card_of_grey_mnist_says():
     assert f"need {card['bits_per_dimension, pixels apart']}" in page
 
 
+def test_the_page_says_what_the_card_of_colour_cifar10_says():
+    card = json.loads((EXAMPLES / "colour_cifar10.json").read_text())
+    page = " ".join((EXAMPLES.parent / "docs" / "examples.md").read_text().split())
+    bits, error = card["bits_per_dimension"], card["standard_error"]
+    assert f"{bits:.3f} ± {error:.3f} bits per dimension" in page
+    steps, size = card["training_steps"], card["batch_size"]
+    assert f"{steps} steps of {size} images" in page
+    assert card["test_images"] == 10_000
+    assert f"own need {card['bits_per_dimension, pixels apart']}" in page
+    lead, error = card["the flow needs less by"], card["standard error of that"]
+    assert f"needs {lead:.3f} ± {error:.3f} less" in page
+
+
 def test_classes_are_told_apart(mnist_folder, monkeypatch, tmp_path):
     example = load_example("mnist_classes")
     monkeypatch.setattr(example, "FILE", tmp_path / "classes.npz")
