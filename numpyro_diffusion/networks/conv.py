@@ -9,6 +9,7 @@ correlation: the kernel is not flipped.)
 """
 
 import math
+from contextlib import AbstractContextManager
 
 import equinox as eqx
 import jax
@@ -20,6 +21,18 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from numpyro_diffusion.checks import checked_key
 from numpyro_diffusion.networks._common import check_size, positive_int
+
+# JAX keeps programs apart that were traced under different values of it.
+_outside_loops = jax.make_user_context(False)
+
+
+def outside_loops() -> AbstractContextManager:
+    """Within it programs are traced whose convolutions stand in no compiled loop.
+
+    XLA's own gradient of a convolution is the fast one there, also on a CPU, where a loop
+    makes it slow: see `convolve`, which takes a loop for granted otherwise.
+    """
+    return _outside_loops(True)
 
 
 def conv_lax(
@@ -70,6 +83,14 @@ def conv_patches(
     return jnp.concatenate(shifted, axis=-1) @ weight.reshape(-1, out_channels)
 
 
+def conv_outside_loops(
+    x: Float[Array, "height width in"], weight: Float[Array, "rows cols in out"]
+) -> Float[Array, "height width out"]:
+    """Convolve one image on a CPU: `conv_lax`, but a kernel of one pixel is a product."""
+    is_pixel = weight.shape[:2] == (1, 1)
+    return conv_patches(x, weight) if is_pixel else conv_lax(x, weight)
+
+
 @jax.custom_jvp
 def conv_cpu(
     x: Float[Array, "height width in"], weight: Float[Array, "rows cols in out"]
@@ -87,9 +108,7 @@ def conv_cpu(
     Returns:
         An image with the sides of `x`.
     """
-    # A kernel of one pixel is a matrix product either way.
-    is_pixel = weight.shape[:2] == (1, 1)
-    return conv_patches(x, weight) if is_pixel else conv_lax(x, weight)
+    return conv_outside_loops(x, weight)
 
 
 def _conv_cpu_jvp(primals: tuple[Array, Array], tangents: tuple) -> tuple[Array, Array]:
@@ -113,8 +132,9 @@ def convolve(
     XLA's CPU backend runs a convolution's gradient inside a loop on a slow path. Four
     layers of 32 channels on 64 images of 8 x 8 (two cores, jax 0.10): five steps of a
     scan over gradients took 285 ms with `conv_lax` and 25 ms with `conv_patches`, a
-    gradient through the scan 2300 ms and 93 ms. Outside a loop the two are alike. The
-    choice is made when the program is lowered, so only one of them is compiled.
+    gradient through the scan 2300 ms and 93 ms. Outside a loop it is `conv_lax` that is
+    faster, by two or three (`benchmarks/convolutions.py`): see `outside_loops`. The choice
+    between platforms is made when the program is lowered, so only one is compiled.
 
     Args:
         x: One image, channels last.
@@ -123,7 +143,8 @@ def convolve(
     Returns:
         An image with the sides of `x`.
     """
-    return lax.platform_dependent(x, weight, cpu=conv_cpu, default=conv_lax)
+    on_cpu = conv_outside_loops if _outside_loops.value else conv_cpu
+    return lax.platform_dependent(x, weight, cpu=on_cpu, default=conv_lax)
 
 
 class Conv(eqx.Module):

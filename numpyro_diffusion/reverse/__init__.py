@@ -1,5 +1,6 @@
 """Reverse processes: noise back to data, the waist of the library."""
 
+from numpyro_diffusion.networks.conv import outside_loops as outside_loops
 from numpyro_diffusion.reverse import analytic
 from numpyro_diffusion.reverse.base import (
     AbstractReverse,

@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from numpyro_diffusion.datasets import Scaling
+from numpyro_diffusion.reverse import outside_loops
 from numpyro_diffusion.training.compute import Compute
 from numpyro_diffusion.training.events import standardised
 from numpyro_diffusion.training.objectives import AbstractObjective
@@ -80,8 +81,12 @@ def one_step(
     return step
 
 
-def compiled_steps(step: Callable, steps_per_call: int) -> Callable:
-    """A compiled function that runs up to `steps_per_call` optimiser steps."""
+def compiled_steps(step: Callable, steps_per_call: int, num_parts: int = 1) -> Callable:
+    """A compiled function that runs up to `steps_per_call` optimiser steps.
+
+    One step, of one part, stands in no loop: its convolutions have the gradient that is
+    fast there.
+    """
 
     def many(
         state: State, data: PyTree, batches: Array, key: Array, first: Any, count: Any
@@ -99,7 +104,15 @@ def compiled_steps(step: Callable, steps_per_call: int) -> Callable:
         losses = jnp.zeros(steps_per_call)
         return jax.lax.fori_loop(0, count, body, (state, losses))
 
-    return jax.jit(many)
+    compiled = jax.jit(many)
+    if steps_per_call > 1 or num_parts > 1:
+        return compiled
+
+    def one(*args: Any) -> tuple[State, Array]:
+        with outside_loops():
+            return compiled(*args)
+
+    return one
 
 
 def default_optimizer(num_steps: int) -> optax.GradientTransformation:

@@ -9,7 +9,12 @@ import pytest
 from small_networks import jit
 
 from numpyro_diffusion.networks import Conv
-from numpyro_diffusion.networks.conv import conv_lax, conv_patches, convolve
+from numpyro_diffusion.networks.conv import (
+    conv_lax,
+    conv_patches,
+    convolve,
+    outside_loops,
+)
 
 SHAPES = [(8, 8, 3, 4, 3), (5, 7, 1, 2, 3), (1, 2, 2, 1, 5), (3, 4, 2, 5, 1)]
 
@@ -103,6 +108,21 @@ def test_on_a_cpu_only_plain_calls_are_convolutions():
     # One product with patches for the value and one for its tangent: none for zeros.
     text = jax.jit(along).trace(x, weight).lower(lowering_platforms=("cpu",)).as_text()
     assert text.count("stablehlo.dot_general") == 2
+
+
+def test_outside_loops_the_gradient_is_a_convolution_too():
+    """One jitted function, traced apart inside and outside of the context."""
+    x, weight, cotangent = arrays((5, 4, 2, 3, 3))
+    pull = jit(lambda x, w: jax.vjp(convolve, x, w)[1](cotangent))
+    patches = pull(x, weight)
+    lowered = lambda: pull.trace(x, weight).lower(lowering_platforms=("cpu",)).as_text()
+    assert "stablehlo.convolution" not in lowered()
+    with outside_loops():
+        assert "stablehlo.convolution" in lowered()
+        of_lax = pull(x, weight)
+    assert "stablehlo.convolution" not in lowered()
+    for mine, theirs in zip(of_lax, patches, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-12)
 
 
 def test_gradients_in_both_arguments_are_those_of_lax():

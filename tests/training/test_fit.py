@@ -111,6 +111,28 @@ def test_fusing_steps_does_not_change_the_result():
     np.testing.assert_allclose(one.losses, many.losses, rtol=1e-9)
 
 
+@pytest.mark.gate
+def test_convolutions_train_alike_inside_and_outside_of_loops():
+    """With one step a call XLA's own gradient, with three the one by patches."""
+    unet = nd.networks.UNet((4, 4), width=8, multipliers=(1,), key=jax.random.key(0))
+    reverse = nd.DenoisingReverse(nd.GaussianForward(nd.schedules.cosine()), unet)
+    images = np.asarray(jax.random.normal(jax.random.key(1), (64, 4, 4)))
+    losses = [
+        nd.fit(
+            reverse,
+            images,
+            key=jax.random.key(2),
+            num_steps=6,
+            batch_size=8,
+            steps_per_call=steps_per_call,
+            progress_bar=False,
+        ).losses
+        for steps_per_call in (1, 3, 1)
+    ]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-8)
+    np.testing.assert_array_equal(losses[0], losses[2])
+
+
 def with_nan():
     data = gaussian()
     data[3, 1] = np.nan
