@@ -133,7 +133,7 @@ def convolve(
     layers of 32 channels on 64 images of 8 x 8 (two cores, jax 0.10): five steps of a
     scan over gradients took 285 ms with `conv_lax` and 25 ms with `conv_patches`, a
     gradient through the scan 2300 ms and 93 ms. Outside a loop it is `conv_lax` that is
-    faster, by two or three (`benchmarks/convolutions.py`): see `outside_loops`. The choice
+    faster, by about two (`benchmarks/convolutions.py`): see `outside_loops`. The choice
     between platforms is made when the program is lowered, so only one is compiled.
 
     Args:

@@ -148,8 +148,8 @@ def fit(
             trained on, along which it is measured, as `denoising_error` does with
             `num_components`; none by default. A function's are those of `validation`.
         steps_per_call: Steps fused into one compiled call. Use 1 on CPUs for networks
-            with convolutions, whose gradient is slow inside compiled loops there: those
-            of this library then train 1.4 to 1.6 times as fast, others far more.
+            with convolutions, whose gradient is slow inside compiled loops there, by far
+            the most for those that call `jax.lax.conv_general_dilated` themselves.
         device_bytes: Room for training events on the device, by default 1 GiB. An array
             that fits is put there whole and looked at whole before the start. Of a larger
             one, as of a function, come the batches of up to `steps_per_call` steps at a
