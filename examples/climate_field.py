@@ -24,7 +24,6 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
-import arviz as az
 import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
@@ -40,6 +39,10 @@ from numpyro.infer import MCMC, NUTS, init_to_median
 from tqdm.auto import tqdm
 
 import numpyro_diffusion as nd
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", FutureWarning)  # ArviZ tells of 1.x once a day
+    import arviz as az
 
 SHAPE, NUM_STATIONS = (37, 49), 100
 SCALE = 0.5  # of the noise, in kelvin

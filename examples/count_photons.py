@@ -14,9 +14,9 @@ ways, and the evidence says so.
 
 import argparse
 import time
+import warnings
 from pathlib import Path
 
-import arviz as az
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +25,10 @@ import numpyro.distributions as dist
 
 import numpyro_diffusion as nd
 from numpyro_diffusion.datasets import DIGITS_SCALING, digits
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", FutureWarning)  # ArviZ tells of 1.x once a day
+    import arviz as az
 
 PHOTONS = 0.25  # of a grey level, of which there are 17
 BACKGROUND = 0.1

@@ -13,9 +13,9 @@ one another along the strokes is what the blur took away.
 
 import argparse
 import time
+import warnings
 from pathlib import Path
 
-import arviz as az
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +25,10 @@ from numpyro.infer import MCMC, NUTS, Gibbs
 
 import numpyro_diffusion as nd
 from numpyro_diffusion.datasets import DIGITS_SCALING, digits
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", FutureWarning)  # ArviZ tells of 1.x once a day
+    import arviz as az
 
 TRUE_WIDTH = 0.9  # standard deviation of the blur, in pixels
 TRUE_SCALE = 0.8  # in grey levels, of which there are 17

@@ -22,7 +22,6 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
-import arviz as az
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -39,6 +38,10 @@ from numpyro.infer import MCMC, NUTS
 from scipy.stats import wasserstein_distance
 
 import numpyro_diffusion as nd
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", FutureWarning)  # ArviZ tells of 1.x once a day
+    import arviz as az
 
 LOWEST, HIGHEST = 0.02, 2.0  # scales that the prior has learned
 

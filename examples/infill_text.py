@@ -13,9 +13,9 @@ side, the evidence, and R-hat of the number; writes a picture.
 import argparse
 import collections
 import time
+import warnings
 from pathlib import Path
 
-import arviz as az
 import jax
 import jax.numpy as jnp
 import matplotlib
@@ -26,6 +26,10 @@ import optax
 from numpyro.infer import MCMC
 
 import numpyro_diffusion as nd
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", FutureWarning)  # ArviZ tells of 1.x once a day
+    import arviz as az
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -14,9 +14,9 @@ be largest in the overlap, where the data know only the sum.
 
 import argparse
 import time
+import warnings
 from pathlib import Path
 
-import arviz as az
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -27,6 +27,10 @@ from numpyro.infer import MCMC, NUTS, Gibbs
 
 import numpyro_diffusion as nd
 from numpyro_diffusion.datasets import DIGITS_SCALING, digits
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", FutureWarning)  # ArviZ tells of 1.x once a day
+    import arviz as az
 
 TRUE_SCALE = 1.0  # in grey levels, of which there are 17
 OVERLAP = 4

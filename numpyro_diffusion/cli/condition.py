@@ -188,7 +188,7 @@ def _settings(method: str, options: dict[str, Any]) -> Settings:
 
 def _to_arviz(found: Prior, seen: Observation, result: Found) -> Any:
     """InferenceData of ArviZ 0.23, or the DataTree of 1.x."""
-    import arviz as az
+    az = _arviz()
 
     several = ["event"] if seen.y.ndim > len(found.prior.event_shape) else []
     dims = [*several, *found.dims]
@@ -216,9 +216,17 @@ def _to_arviz(found: Prior, seen: Observation, result: Found) -> Any:
     return data
 
 
+def _arviz() -> Any:
+    """ArviZ, without what its line 0.x says of the next one, once a day."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        import arviz
+    return arviz
+
+
 def _summary(data: Any, result: Found) -> dict[str, Any]:
     """What tells whether to believe the draws."""
-    import arviz as az
+    az = _arviz()
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of entries that are constant
