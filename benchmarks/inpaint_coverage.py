@@ -2,7 +2,7 @@ r"""Does the main example cover the truth? A hundred simulated problems.
 
 For each a noise scale and a digit are drawn from the model's priors, a third of the digit
 is hidden, and the joint posterior is drawn as `examples/inpaint_mnist.py` does it, by
-ParticleGibbs and NUTS from a guided draw. The posterior of a truth that came from the prior
+ParticleGibbs and HMC from a guided draw. The posterior of a truth that came from the prior
 covers it at the nominal rate, and its rank among the draws is uniform: for the scale, for
 the ink of the hidden third, and for the ink that is seen. The control believes that the
 noise is half as much again as its scale says.

@@ -1,7 +1,8 @@
 r"""How fast chains mix on the main example, and whether they find the right classes.
 
-The posterior of `examples/inpaint_mnist.py`: a digit of 28 x 28 pixels of which a third is
-hidden, noise of unknown scale; it may be a nine or a four. Four chains from draws of the
+The posterior of `examples/inpaint_mnist.py` at less noise, where it is harder to change
+class: a digit of 28 x 28 pixels of which a third is hidden, noise of unknown scale; it may
+be a nine or a four. Four chains from draws of the
 prior, each way with the same network and chain of steps:
 
 - bulk effective sample size of the scale and of the class, per 1000 network calls of a
@@ -49,6 +50,7 @@ from mnist_classes import class_probabilities  # noqa: E402
 RESULTS = HERE / "mixing.json"
 DOCUMENT = HERE.parent / "docs" / "mixing_ways.md"
 NUM_CHAINS, PCN_MOVES = 4, 16
+TRUE_SCALE = 0.7
 
 
 class Way(NamedTuple):
@@ -110,9 +112,7 @@ class Drawn(NamedTuple):
 def problem() -> tuple[nd.DiffusionPrior, Any, Any]:
     """The example's prior, mask and observation."""
     prior = example.make_prior(CHAIN_STEPS)
-    _, seen, y = example.observe(
-        jax.random.key(2), (example.OPEN_DIGIT,), example.TRUE_SCALE
-    )
+    _, seen, y = example.observe(jax.random.key(2), (example.OPEN_DIGIT,), TRUE_SCALE)
     return prior, seen, y
 
 

@@ -3,7 +3,7 @@
 A learned prior of MNIST's digits is one `numpyro.sample` site. A third of a test digit is
 hidden, noise of a scale that the model does not know is added to the rest, and the joint
 posterior of the digit and the scale is drawn by four chains: ParticleGibbs for the digit,
-NUTS for the scale, as two blocks of NumPyro's own Gibbs. What the hidden third leaves open
+HMC for the scale, as two blocks of NumPyro's own Gibbs. What the hidden third leaves open
 is which digit it is, a nine, a five or a four: a small classifier names each draw, and the
 probabilities of the classes are read like any other statistic, with R-hat and effective
 sample size.
@@ -15,7 +15,7 @@ parallel, a thread each.
 
 Prints an ArviZ summary; writes a picture and the posterior as a NetCDF file.
 
-    python examples/inpaint_mnist.py      # minutes: docs/benchmarks.md says how many
+    python examples/inpaint_mnist.py      # three minutes on two cores
 """
 
 import argparse
@@ -25,21 +25,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import arviz as az
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from mnist_classes import class_probabilities, test_digits
-from numpyro.infer import MCMC, NUTS, Gibbs
+from numpyro.infer import HMC, MCMC, Gibbs
 
 import numpyro_diffusion as nd
 
-TRUE_SCALE = 0.7
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", FutureWarning)  # ArviZ tells of 1.x once a day
+    import arviz as az
+
+TRUE_SCALE = 1.0
+"""In shares of ink: as large as the ink itself."""
 OPEN_DIGIT = 7
 """A test digit, a nine; with its right side hidden it may be a five or a four."""
-CHAIN_STEPS, NUM_PARTICLES = 10, 8
+CHAIN_STEPS, NUM_PARTICLES = 10, 12
 COLUMN = np.arange(28)[None, :]
 SEEN = np.broadcast_to((COLUMN < 14) | (COLUMN >= 23), (28, 28))
 """Which pixels are seen: a third of the columns is hidden."""
@@ -59,12 +63,17 @@ def make_prior(chain_steps: int = CHAIN_STEPS) -> nd.DiffusionPrior:
 
 
 def make_kernel(model: Any, num_particles: int = NUM_PARTICLES) -> Gibbs:
-    """ParticleGibbs for the digits, with a whole run in every sweep, and NUTS."""
+    """ParticleGibbs for the digits, with a whole run in every sweep, and HMC.
+
+    Of a single latent a quarter of a period is nearly an independent draw: twice as many
+    effective ones as by NUTS.
+    """
     marked = nd.handlers.diffusion_sites(model)
     block = nd.infer.ParticleGibbs(
         marked, num_particles=num_particles, independent_every=1, refresh_share=0.0
     )
-    return Gibbs([(block, ["x"]), (NUTS(marked), None)])
+    scale = HMC(marked, trajectory_length=np.pi / 2)
+    return Gibbs([(block, ["x"]), (scale, None)])
 
 
 def make_model(prior: nd.DiffusionPrior, num_digits: int) -> Any:
@@ -150,7 +159,7 @@ def save_picture(path: Path, truth: Any, seen: Any, y: Any, x: np.ndarray) -> No
     figure, axes = plt.subplots(
         len(truth),
         11,
-        figsize=(15.0, 1.45 * len(truth) + 0.6),
+        figsize=(10.5, 1.0 * len(truth) + 0.5),
         layout="constrained",
         squeeze=False,
         width_ratios=[1.0] * 10 + [1.6],
@@ -172,8 +181,9 @@ def save_picture(path: Path, truth: Any, seen: Any, y: Any, x: np.ndarray) -> No
     for axis, shares in zip(axes[:, -1], probabilities, strict=True):
         axis.bar(range(10), shares, color="tab:gray")
         axis.set(ylim=(0.0, 1.0), yticks=[0.0, 1.0], xticks=range(10))
-        axis.tick_params(labelsize=6)
-    figure.savefig(path, dpi=110)
+        axis.set_box_aspect(1.0 / 1.6)
+        axis.tick_params(labelsize=5, length=2, pad=1)
+    figure.savefig(path, dpi=160)
     plt.close(figure)
 
 
@@ -181,7 +191,7 @@ def main(
     digits: Sequence[int] = (OPEN_DIGIT,),
     true_scale: float = TRUE_SCALE,
     num_warmup: int = 100,
-    num_samples: int = 1300,
+    num_samples: int = 1000,
     num_chains: int = 4,
     num_particles: int = NUM_PARTICLES,
     chain_steps: int = CHAIN_STEPS,
@@ -230,7 +240,8 @@ if __name__ == "__main__":
     parser.add_argument("--digits", type=int, nargs="+", default=[OPEN_DIGIT])
     parser.add_argument("--scale", type=float, default=TRUE_SCALE)
     parser.add_argument("--num-warmup", type=int, default=100)
-    parser.add_argument("--num-samples", type=int, default=1300)
+    parser.add_argument("--num-samples", type=int, default=1000)
+    parser.add_argument("--num-particles", type=int, default=NUM_PARTICLES)
     parser.add_argument("--out", default="out")
     arguments = parser.parse_args()
     main(
@@ -238,5 +249,6 @@ if __name__ == "__main__":
         arguments.scale,
         arguments.num_warmup,
         arguments.num_samples,
+        num_particles=arguments.num_particles,
         out=arguments.out,
     )

@@ -24,7 +24,7 @@ DOOR_FILES = [
 README = (ROOT / "README.md").read_text()
 EXAMPLE_LINE = (
     'python3 -m venv .venv && .venv/bin/pip install -q ".[examples]" && '
-    ".venv/bin/python examples/inpaint_digits.py"
+    ".venv/bin/python examples/inpaint_mnist.py"
 )
 TEST_LINE = (
     'python3 -m venv .venv-dev && .venv-dev/bin/pip install -q -e ".[dev]" && '

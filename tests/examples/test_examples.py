@@ -47,7 +47,6 @@ def test_every_example_is_tested():
         "grey_mnist",
         "draw_pictures",
         "infill_text",
-        "inpaint_digits",
         "inpaint_mnist",
         "mnist_classes",
         "separate_digits",
@@ -55,23 +54,6 @@ def test_every_example_is_tested():
         "train_digits",
         "train_mnist",
     }
-
-
-@pytest.mark.slow
-def test_inpaint_digits(tmp_path, capsys):
-    idata = load_example("inpaint_digits").main(
-        num_digits=2,
-        num_warmup=2,
-        num_samples=4,
-        num_particles=2,
-        out=tmp_path,
-        progress_bar=False,
-    )
-    assert idata.posterior["x"].shape == (1, 4, 2, 8, 8)
-    assert idata.posterior["x"].dims[2:] == ("digit", "row", "column")
-    assert "noise scale: 95 % interval" in capsys.readouterr().out
-    for name in ("inpaint_digits.png", "inpaint_digits.nc"):
-        assert (tmp_path / name).stat().st_size > 1000
 
 
 @pytest.mark.gate
