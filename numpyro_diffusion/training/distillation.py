@@ -6,6 +6,7 @@ learns to come to the same draws in one, two or four steps. No data are wanted, 
 error that is left is a bound on how far the two laws are apart.
 """
 
+import contextlib
 from typing import Any
 
 import equinox as eqx
@@ -25,7 +26,8 @@ from numpyro_diffusion.checks import (
     checked_positive,
 )
 from numpyro_diffusion.prior import DiffusionPrior, FewStepMap
-from numpyro_diffusion.reverse import AbstractTrainableReverse, each
+from numpyro_diffusion.reverse import AbstractTrainableReverse, each, outside_loops
+from numpyro_diffusion.training.steps import wants_single_steps
 
 __all__ = ["distill"]
 
@@ -130,6 +132,7 @@ def distill(
     held = jax.tree.map(lambda leaf: leaf[:num_held], pairs)
     learned = jax.tree.map(lambda leaf: leaf[num_held:], pairs)
     optimizer = optax.adam(optax.cosine_decay_schedule(rate, num_train_steps))
+    single_steps = wants_single_steps(reverse, noise)
     few_steps = _trained(
         FewStepMap(reverse, num_steps),
         learned,
@@ -137,6 +140,7 @@ def distill(
         optimizer,
         num_train_steps,
         batch_size,
+        single_steps,
         progress_bar,
     )
     # The error that is stated is one of entries in any case.
@@ -208,9 +212,10 @@ def _trained(
     optimizer: optax.GradientTransformation,
     num_train_steps: int,
     batch_size: int,
+    single_steps: bool,
     progress_bar: bool,
 ) -> FewStepMap:
-    """The map after training."""
+    """The map after training; with single steps no step stands in a compiled loop."""
     leaves = jax.tree.map(lambda _: False, few_steps)
     student: Any = few_steps.reverse
     trainable = eqx.tree_at(lambda few: few.reverse, leaves, student.trainable())
@@ -228,15 +233,21 @@ def _trained(
             updates, state = optimizer.update(gradient, state, learned)
             return (optax.apply_updates(learned, updates), state), loss
 
+        if single_steps:
+            carry, loss = step((learned, state), keys[0])
+            return carry, loss[None]
         return jax.lax.scan(step, (learned, state), keys)
 
     state = optimizer.init(learned)
     keys = jax.random.split(key, num_train_steps)
-    chunk = max(1, num_train_steps // 50)
-    with tqdm(total=num_train_steps, desc="distill", disable=not progress_bar) as bar:
+    chunk = 1 if single_steps else max(1, num_train_steps // 50)
+    around = outside_loops() if single_steps else contextlib.nullcontext()
+    bar = tqdm(total=num_train_steps, desc="distill", disable=not progress_bar)
+    with around, bar:
         for start in range(0, num_train_steps, chunk):
             some = keys[start : start + chunk]
             (learned, state), losses = advanced(learned, state, some, pairs)
-            bar.set_postfix(rms=f"{float(jnp.sqrt(jnp.mean(losses))):.4f}")
+            rms = float(jnp.sqrt(jnp.mean(losses)))
+            bar.set_postfix(rms=f"{rms:.4f}", refresh=False)
             bar.update(len(some))
     return eqx.combine(learned, fixed)

@@ -43,15 +43,9 @@ from numpyro_diffusion.training.compute import Compute
 from numpyro_diffusion.training.directions import principal_directions
 from numpyro_diffusion.training.error import checked_knots, measured_error
 from numpyro_diffusion.training.events import Events
-from numpyro_diffusion.training.identity import (
-    facts,
-    program_text,
-    text_of,
-)
+from numpyro_diffusion.training.identity import facts, program_text, text_of
 from numpyro_diffusion.training.monitor import Monitor, validation_loss
-from numpyro_diffusion.training.objectives import (
-    AbstractObjective,
-)
+from numpyro_diffusion.training.objectives import AbstractObjective
 from numpyro_diffusion.training.resume import Checkpoint
 from numpyro_diffusion.training.sources import (
     BatchSource,
@@ -60,9 +54,11 @@ from numpyro_diffusion.training.sources import (
     opened,
 )
 from numpyro_diffusion.training.steps import (
+    FUSED_STEPS,
     State,
     compiled_steps,
     one_step,
+    wants_single_steps,
 )
 
 __all__ = ["FitResult", "fit"]
@@ -108,7 +104,7 @@ def fit(
     num_error_levels: int = 50,
     num_error_knots: int = 0,
     num_error_components: int = 0,
-    steps_per_call: int = 50,
+    steps_per_call: int | None = None,
     device_bytes: int = 2**30,
     monitor: Monitor | None = None,
     compute: Compute | None = None,
@@ -147,9 +143,8 @@ def fit(
         num_error_components: Number of principal components of the events that are
             trained on, along which it is measured, as `denoising_error` does with
             `num_components`; none by default. A function's are those of `validation`.
-        steps_per_call: Steps fused into one compiled call. Use 1 on CPUs for networks
-            with convolutions, whose gradient is slow inside compiled loops there, by far
-            the most for those that call `jax.lax.conv_general_dilated` themselves.
+        steps_per_call: Steps fused into one compiled call. By default 50, and 1 on a CPU
+            for networks with convolutions, whose gradient is slow in compiled loops there.
         device_bytes: Room for training events on the device, by default 1 GiB. An array
             that fits is put there whole and looked at whole before the start. Of a larger
             one, as of a function, come the batches of up to `steps_per_call` steps at a
@@ -209,7 +204,8 @@ def fit(
     num_error_components = checked_integer(
         "fit", "num_error_components", num_error_components, 0
     )
-    steps_per_call = checked_integer("fit", "steps_per_call", steps_per_call)
+    fused = FUSED_STEPS if steps_per_call is None else steps_per_call
+    fused = checked_integer("fit", "steps_per_call", fused)
     device_bytes = checked_integer("fit", "device_bytes", device_bytes, 0, 2**63)
     checkpoint_every = checked_integer("fit", "checkpoint_every", checkpoint_every)
     checked_part("monitor", monitor, Monitor, "Monitor(every=500)")
@@ -226,13 +222,16 @@ def fit(
     if isinstance(train, Events):
         check_events(reverse, train, "data", scaling, device_bytes)
         size = 128 if batch_size is None else batch_size
-        source = FromArray(train, steps_key, size, steps_per_call, device_bytes)
+        source = FromArray(train, steps_key, size, fused, device_bytes)
     else:
         start = min(saved.step, num_steps - 1)
-        source = FromFunction(train, split_key, start, steps_per_call, device_bytes)
+        source = FromFunction(train, split_key, start, fused, device_bytes)
         check_first_batch(reverse, source, shape, scaling, batch_size)
     check_held_out(reverse, train, held_out, scaling, device_bytes)
     compute.check_batch(source.batch_size)
+    some = held_out.take(slice(1)), scaling, compute
+    if steps_per_call is None and wants_single_steps(reverse, *some):
+        source.steps_per_call = 1
 
     params, static = eqx.partition(reverse, trained_leaves(reverse, objective))
     watched = None if monitor is None else monitor.start(params, num_steps)
@@ -295,8 +294,9 @@ def fit(
             losses[first : first + count] = np.asarray(new)[:count]
             check_losses(losses, first, count, checkpoint, all_seen=source.all_seen)
             first += count
+            recent = np.mean(losses[max(0, first - 100) : first])
+            bar.set_postfix(loss=f"{recent:.4f}", refresh=False)
             bar.update(count)
-            bar.set_postfix(loss=f"{np.mean(losses[max(0, first - 100) : first]):.4f}")
             if monitor is not None and first % monitor.every == 0:
                 seen = losses, state.average, static, validate
                 watched = monitor.looked(state.watched, first, *seen)

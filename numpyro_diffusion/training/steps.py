@@ -10,12 +10,22 @@ import optax
 from jaxtyping import Array, PyTree
 
 from numpyro_diffusion.datasets import Scaling
-from numpyro_diffusion.reverse import outside_loops
+from numpyro_diffusion.reverse import AbstractTrainableReverse, outside_loops
 from numpyro_diffusion.training.compute import Compute
 from numpyro_diffusion.training.events import standardised
 from numpyro_diffusion.training.objectives import AbstractObjective
 
-__all__ = ["State", "compiled_steps", "default_optimizer", "one_step"]
+__all__ = [
+    "FUSED_STEPS",
+    "State",
+    "compiled_steps",
+    "default_optimizer",
+    "one_step",
+    "wants_single_steps",
+]
+
+FUSED_STEPS = 50
+"""Steps in one compiled call where nothing speaks against it."""
 
 
 class State(NamedTuple):
@@ -113,6 +123,27 @@ def compiled_steps(step: Callable, steps_per_call: int, num_parts: int = 1) -> C
             return compiled(*args)
 
     return one
+
+
+def wants_single_steps(
+    reverse: AbstractTrainableReverse,
+    events: Any,
+    scaling: Scaling | None = None,
+    compute: Compute | None = None,
+) -> bool:
+    """Whether steps are faster one by one: on a CPU, where the network has convolutions.
+
+    There the gradient of a convolution is slow inside a compiled loop, and a step is long
+    beside its call. Parts of a batch are a loop in any case.
+    """
+    devices = None if compute is None else compute.devices
+    platform = jax.default_backend() if devices is None else devices[0].platform
+    if platform != "cpu" or (compute is not None and compute.num_parts > 1):
+        return False
+    output = reverse.of_one_event().output
+    x = jnp.asarray(standardised(scaling, events[:1]))[0]
+    program, _, _ = eqx.filter_make_jaxpr(output)(x, jnp.array(0.5))
+    return "conv_general_dilated" in str(program)
 
 
 def default_optimizer(num_steps: int) -> optax.GradientTransformation:

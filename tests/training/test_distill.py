@@ -11,6 +11,7 @@ from numpyro.infer import MCMC, NUTS
 
 import numpyro_diffusion as nd
 from numpyro_diffusion.networks import MLP, Applied, Conditional, register_function
+from numpyro_diffusion.training import distillation
 
 pytestmark = pytest.mark.promotes
 FORWARD = nd.GaussianForward(nd.schedules.cosine())
@@ -180,6 +181,25 @@ def test_nuts_draws_a_latent_context_through_two_steps():
         error = 4.5 * np.sqrt(variance / 500) + 0.03
         assert abs(float(draws[name].mean()) - 1.2 * share / total) < error
         np.testing.assert_allclose(draws[name].var(), variance, rtol=0.35)
+
+
+@pytest.mark.gate
+def test_convolutions_learn_alike_inside_and_outside_of_loops(monkeypatch):
+    """On a CPU steps are single, and XLA's own gradient is taken."""
+    unet = nd.networks.UNet((4, 4), width=8, multipliers=(1,), key=jax.random.key(0))
+    prior = nd.DiffusionPrior(nd.DenoisingReverse(FORWARD, unet), (4, 4), 4)
+    few = {"num_pairs": 64, "num_train_steps": 5, "batch_size": 8}
+    learn = lambda: nd.distill(
+        prior, 2, key=jax.random.key(1), progress_bar=False, **few
+    )
+    single = learn()
+    monkeypatch.setattr(distillation, "wants_single_steps", lambda *_: False)
+    fused = learn()
+    for one, other in zip(
+        *(jax.tree.leaves(found.few_steps.reverse) for found in (single, fused)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-9)
 
 
 def test_what_cannot_be_distilled_is_refused():

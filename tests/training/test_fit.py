@@ -9,7 +9,9 @@ import pytest
 from tiny_run import FORWARD, gaussian, run, same, small
 
 import numpyro_diffusion as nd
+from numpyro_diffusion.networks.conv import conv_lax
 from numpyro_diffusion.reverse import AbstractTrainableReverse
+from numpyro_diffusion.training.steps import wants_single_steps
 
 
 @pytest.mark.gate
@@ -111,9 +113,21 @@ def test_fusing_steps_does_not_change_the_result():
     np.testing.assert_allclose(one.losses, many.losses, rtol=1e-9)
 
 
+def test_steps_are_single_on_a_cpu_for_networks_with_convolutions():
+    kernel = jnp.ones((3, 3, 1, 1))
+    unet = nd.networks.UNet((4, 4), width=8, multipliers=(1,), key=jax.random.key(0))
+    of = lambda network, *more: wants_single_steps(
+        nd.DenoisingReverse(FORWARD, network), jnp.zeros((2, 4, 4)), *more
+    )
+    assert of(unet)
+    assert of(lambda x, t: conv_lax(x[..., None], kernel)[..., 0])
+    assert not of(unet, None, nd.Compute(num_parts=2))
+    assert not of(nd.networks.MLP((4, 4), width=8, depth=1, key=jax.random.key(0)))
+
+
 @pytest.mark.gate
 def test_convolutions_train_alike_inside_and_outside_of_loops():
-    """With one step a call XLA's own gradient, with three the one by patches."""
+    """With one step a call, the default on a CPU, XLA's own gradient; else by patches."""
     unet = nd.networks.UNet((4, 4), width=8, multipliers=(1,), key=jax.random.key(0))
     reverse = nd.DenoisingReverse(nd.GaussianForward(nd.schedules.cosine()), unet)
     images = np.asarray(jax.random.normal(jax.random.key(1), (64, 4, 4)))
@@ -127,7 +141,7 @@ def test_convolutions_train_alike_inside_and_outside_of_loops():
             steps_per_call=steps_per_call,
             progress_bar=False,
         ).losses
-        for steps_per_call in (1, 3, 1)
+        for steps_per_call in (1, 3, None)
     ]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-8)
     np.testing.assert_array_equal(losses[0], losses[2])
