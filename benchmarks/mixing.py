@@ -50,7 +50,7 @@ from mnist_classes import class_probabilities  # noqa: E402
 RESULTS = HERE / "mixing.json"
 DOCUMENT = HERE.parent / "docs" / "mixing_ways.md"
 NUM_CHAINS, PCN_MOVES = 4, 16
-TRUE_SCALE = 0.7
+TRUE_SCALE, SCALE_PRIOR = 0.7, dist.HalfNormal(0.5)
 
 
 class Way(NamedTuple):
@@ -119,7 +119,7 @@ def problem() -> tuple[nd.DiffusionPrior, Any, Any]:
 def by_particles(way: Way, sizes: Sizes) -> Drawn:
     """ParticleGibbs beside NUTS for the scale."""
     prior, seen, y = problem()
-    model = example.make_model(prior, 1)
+    model = example.make_model(prior, 1, SCALE_PRIOR)
     marked = nd.handlers.diffusion_sites(model)
     block = nd.infer.ParticleGibbs(
         marked,
@@ -264,7 +264,7 @@ def reference(sizes: Sizes) -> dict[str, float]:
     """Probability of the class by `TwistedSMC`, and its standard error."""
     prior, seen, y = problem()
     smc = nd.infer.TwistedSMC(
-        example.make_model(prior, 1), num_particles=sizes.num_reference
+        example.make_model(prior, 1, SCALE_PRIOR), num_particles=sizes.num_reference
     )
     found = [
         shares_of_class(np.asarray(smc.run(key, seen, y=y).get_samples()["x"])).mean()

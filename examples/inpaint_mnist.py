@@ -43,6 +43,8 @@ TRUE_SCALE = 1.0
 """In shares of ink: as large as the ink itself."""
 OPEN_DIGIT = 7
 """A test digit, a nine; with its right side hidden it may be a five or a four."""
+SCALE_PRIOR = dist.LogNormal(0.0, 0.25)
+"""What is known of the scale before: about that of ink, up to a factor of 1.6."""
 CHAIN_STEPS, NUM_PARTICLES = 10, 12
 COLUMN = np.arange(28)[None, :]
 SEEN = np.broadcast_to((COLUMN < 14) | (COLUMN >= 23), (28, 28))
@@ -76,11 +78,13 @@ def make_kernel(model: Any, num_particles: int = NUM_PARTICLES) -> Gibbs:
     return Gibbs([(block, ["x"]), (scale, None)])
 
 
-def make_model(prior: nd.DiffusionPrior, num_digits: int) -> Any:
+def make_model(
+    prior: nd.DiffusionPrior, num_digits: int, scale_prior: Any = SCALE_PRIOR
+) -> Any:
     """Digits seen through a mask, with noise of unknown scale, in shares of ink."""
 
     def model(mask, y=None):
-        sigma = numpyro.sample("sigma", dist.HalfNormal(0.5))
+        sigma = numpyro.sample("sigma", scale_prior)
         with numpyro.plate("digit", num_digits):
             x = numpyro.sample("x", prior, infer={"event_dims": ["row", "column"]})
             pixel = dist.Normal(x, sigma).mask(mask)

@@ -33,7 +33,7 @@ WANTED = [
     *("denoising_error", "calibrate", "distill"),
     *("load_pretrained", "TwistedSMC", "ParticleGibbs"),
     *("ParticleIndependence", "ParticleMarginal", "SplitGibbs"),
-    *("FlowReparam", "reparam_diffusion", "suggest"),
+    *("FlowReparam", "whitened", "reparam_diffusion", "suggest"),
     *("initial_draws", "evidence_runs", "evidence_trace"),
     *("particles_needed", "guide", "diffusion_sites"),
     *("calibration_runs", "simulation_based_calibration", "expected_coverage"),
@@ -243,7 +243,8 @@ PREPARED = {
 SLOW = {
     *("initial_draws", "suggest", "particles_needed", "ParticleMarginal"),
     *("stat_fields", "ParticleGibbs", "TwistedSMC", "ParticleIndependence"),
-    *("FlowReparam", "evidence_trace", "SplitGibbs", "kernel_stein_discrepancy"),
+    *("FlowReparam", "whitened", "evidence_trace", "SplitGibbs"),
+    *("kernel_stein_discrepancy",),
 }
 
 

@@ -60,7 +60,7 @@ def settings_reasons(
     if settings.get("basis") == "cosines":
         found.append(
             "noise of cosine modes: a field that is seen well takes a half or a third of "
-            "the leaps"
+            "the leaps, and in coordinates of its own (`FlowReparam.whitened`) fewer still"
         )
     if settings.get("num_steps") == 20:
         found.append(
