@@ -300,7 +300,7 @@ LABELS = {
     "gibbs": "ParticleGibbs",
     "split": "SplitGibbs",
     "flow": "NUTS through the flow",
-    "whitened": "the same, whitened",
+    "whitened": "NUTS, whitened",
 }
 
 
@@ -367,6 +367,8 @@ def save_picture(kept: dict[str, Any]) -> None:
             axis.set(xscale="log", yscale="log")
             axis.set_xticks(SIDES, [str(side) for side in SIDES])
             axis.minorticks_off()
+    top = max(axes[0, 0].get_ylim()[1], 3.0)
+    axes[0, 0].set(ylim=(0.3, top), yticks=[0.5, 1.0, 2.0], yticklabels=["½", "1", "2"])
     axes[0, 0].set_ylabel("distance to the posterior\n(exact draws: 1)")
     axes[1, 0].set_ylabel("effective draws\nper 1000 network calls")
     axes[0, 0].legend(fontsize=8)
