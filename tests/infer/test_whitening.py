@@ -121,7 +121,7 @@ def test_the_density_of_the_model_differs_by_the_determinant_alone():
 
 @pytest.mark.gate
 def test_nuts_draws_the_posterior_in_few_leaps():
-    """Mean and variance of each entry; leaps are a third of those without."""
+    """Mean and variance of each entry; leaps are fewer than half of those without."""
 
     def run(reparam):
         mcmc = MCMC(
