@@ -56,6 +56,19 @@ def checked_angle(schedule: AbstractSchedule, angle: ArrayLike) -> Float[Array, 
     return _checked_between(schedule, "angle", angle, math.pi / 2, "[0, pi / 2]")
 
 
+def at_most_one(
+    schedule: AbstractSchedule, t: Float[Array, "..."], angle: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """Times of angles, without what rounding adds at the end, where the tangent is steep.
+
+    One rounding of the angle is there worth many of the time. An angle that lies beyond the
+    end by more than that keeps its time, which is later than 1.
+    """
+    margin = 4.0 * float(jnp.finfo(angle.dtype).eps)
+    end = schedule.angle(jnp.ones((), angle.dtype)) + margin
+    return jnp.where(angle <= end, jnp.minimum(t, 1.0), t)
+
+
 def _checked_between(
     schedule: AbstractSchedule, name: str, value: ArrayLike, end: float, span: str
 ) -> Float[Array, "..."]:

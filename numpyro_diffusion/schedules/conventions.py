@@ -21,6 +21,7 @@ from numpyro_diffusion.forward import AbstractSchedule
 from numpyro_diffusion.saving.registry import register
 from numpyro_diffusion.schedules.base import (
     AbstractRatioSchedule,
+    at_most_one,
     checked_angle,
     checked_time,
 )
@@ -67,7 +68,9 @@ class LinearRate(AbstractSchedule):
         return -jnp.expm1(-self._integral(t))
 
     def time(self, angle: ArrayLike) -> Float[Array, "..."]:
-        return self._time_of(jnp.log1p(jnp.tan(checked_angle(self, angle)) ** 2))
+        angle = checked_angle(self, angle)
+        t = self._time_of(jnp.log1p(jnp.tan(angle) ** 2))
+        return at_most_one(self, t, angle)
 
     def _integral(self, t: ArrayLike) -> Float[Array, "..."]:
         """Of the rate, up to t."""
@@ -78,7 +81,7 @@ class LinearRate(AbstractSchedule):
         growth = 2.0 * (self.beta_max - self.beta_min)
         # The root of the quadratic that subtracts nothing.
         root = jnp.sqrt(self.beta_min**2 + growth * integral)
-        return _at_most_one(2.0 * integral / (self.beta_min + root))
+        return 2.0 * integral / (self.beta_min + root)
 
 
 @register
@@ -86,8 +89,9 @@ class SubVariancePreserving(AbstractRatioSchedule, LinearRate):
     """The schedule of `sub_variance_preserving`; attributes as those of `LinearRate`."""
 
     def time(self, angle: ArrayLike) -> Float[Array, "..."]:
-        tangent = jnp.tan(checked_angle(self, angle))
-        return self._time_of(2.0 * jnp.arcsinh(0.5 * tangent))
+        angle = checked_angle(self, angle)
+        t = self._time_of(2.0 * jnp.arcsinh(0.5 * jnp.tan(angle)))
+        return at_most_one(self, t, angle)
 
     def _noise_to_signal(self, t: ArrayLike) -> Float[Array, "..."]:
         return (2.0 * jnp.sinh(0.5 * self._integral(t))) ** 2
@@ -110,8 +114,9 @@ class Power(AbstractRatioSchedule):
         checked_positive("Power", "rho", self.rho)
 
     def time(self, angle: ArrayLike) -> Float[Array, "..."]:
-        tangent = jnp.tan(checked_angle(self, angle))
-        return _at_most_one((tangent / self.sigma_max) ** (1.0 / self.rho))
+        angle = checked_angle(self, angle)
+        t = (jnp.tan(angle) / self.sigma_max) ** (1.0 / self.rho)
+        return at_most_one(self, t, angle)
 
     def _noise_to_signal(self, t: ArrayLike) -> Float[Array, "..."]:
         return (self.sigma_max * checked_time(self, t) ** self.rho) ** 2
@@ -131,7 +136,8 @@ class Straight(AbstractSchedule):
 
     def time(self, angle: ArrayLike) -> Float[Array, "..."]:
         angle = checked_angle(self, angle)
-        return jnp.sin(angle) / (jnp.sin(angle) + jnp.cos(angle))
+        t = jnp.sin(angle) / (jnp.sin(angle) + jnp.cos(angle))
+        return at_most_one(self, t, angle)
 
 
 def ddpm(
@@ -250,12 +256,6 @@ def straight() -> Straight:
     arXiv:2209.03003 (rectified flow). Both run time the other way.
     """
     return Straight()
-
-
-def _at_most_one(t: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Times, without what rounding adds at the end, where the tangent is steep."""
-    margin = 32.0 * float(jnp.finfo(t.dtype).eps)
-    return jnp.where(t < 1.0 + margin, jnp.minimum(t, 1.0), t)
 
 
 def _check_rates(name: str, beta_min: float, beta_max: float) -> None:

@@ -12,6 +12,7 @@ from numpyro_diffusion.forward import AbstractSchedule, uniform_grid
 from numpyro_diffusion.saving.registry import register
 from numpyro_diffusion.schedules.base import (
     AbstractRatioSchedule,
+    at_most_one,
     checked_angle,
     checked_time,
 )
@@ -54,7 +55,8 @@ class Cosine(AbstractSchedule):
         return jnp.sin(0.5 * jnp.pi * checked_time(self, t)) ** 2
 
     def time(self, angle: ArrayLike) -> Float[Array, "..."]:
-        return 2.0 / jnp.pi * checked_angle(self, angle)
+        angle = checked_angle(self, angle)
+        return at_most_one(self, 2.0 / jnp.pi * angle, angle)
 
 
 @register
@@ -96,8 +98,10 @@ class Geometric(AbstractRatioSchedule):
         return self.nsr_min * jnp.expm1(checked_time(self, t) * self._log_ratio)
 
     def time(self, angle: ArrayLike) -> Float[Array, "..."]:
-        ratio = jnp.tan(checked_angle(self, angle)) ** 2
-        return jnp.log1p(ratio / self.nsr_min) / self._log_ratio
+        angle = checked_angle(self, angle)
+        ratio = jnp.tan(angle) ** 2
+        t = jnp.log1p(ratio / self.nsr_min) / self._log_ratio
+        return at_most_one(self, t, angle)
 
 
 @register

@@ -7,6 +7,8 @@ from hypothesis.extra import numpy as arrays
 
 from numpyro_diffusion.datasets import Scaling
 
+# Of the smallest numbers a division may leave nothing.
+SMALLEST = np.finfo(float).tiny
 finite = st.floats(-1e6, 1e6)
 scale = st.floats(1e-6, 1e6)
 shapes = arrays.array_shapes(max_dims=3, max_side=4)
@@ -16,7 +18,7 @@ data = arrays.arrays(np.float64, shapes, elements=finite)
 @given(data, finite, scale)
 def test_there_and_back(x, shift, scale):
     scaling = Scaling(shift, scale)
-    error = 4 * np.finfo(float).eps * (np.abs(x) + abs(shift))
+    error = 4 * np.finfo(float).eps * (np.abs(x) + abs(shift)) + SMALLEST
     again = scaling.restore(scaling.standardise(x))
     assert again.shape == x.shape
     assert np.all(np.abs(again - x) <= error)
@@ -27,7 +29,7 @@ def test_a_shift_and_scale_for_each_entry(shape, draw):
     of = lambda values: draw.draw(arrays.arrays(np.float64, shape, elements=values))
     x, shift, widths = of(finite), of(finite), of(scale)
     scaling = Scaling(shift, widths)
-    error = 4 * np.finfo(float).eps * (np.abs(x) + np.abs(shift))
+    error = 4 * np.finfo(float).eps * (np.abs(x) + np.abs(shift)) + SMALLEST
     assert np.all(np.abs(scaling.restore(scaling.standardise(x)) - x) <= error)
 
 

@@ -43,6 +43,17 @@ def test_time_inverts_angle(make, times):
     np.testing.assert_allclose(again, angle, atol=1e-7)
 
 
+@given(curves.schedule, dtypes)
+def test_the_time_of_the_end_is_no_later_than_the_end(make, dtype):
+    schedule = make()
+    angle = jnp.asarray(schedule.angle(jnp.ones((), dtype)), dtype)
+    t = float(schedule.time(angle))
+    assert t <= 1.0
+    # Where a curve is flat, a rounding of the angle is worth many of the time.
+    error = 64 * float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(float(schedule.angle(t)), float(angle), atol=error)
+
+
 @given(curves.schedule, curves.start, curves.time, curves.time)
 def test_steps_keep_and_lose_all_and_multiply(make, s, u, t):
     schedule = make()
