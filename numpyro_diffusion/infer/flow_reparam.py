@@ -49,6 +49,7 @@ from numpyro_diffusion.infer._flow_map import (
 from numpyro_diffusion.infer.whitening import (
     WhitenedNormal,
     Whitening,
+    not_one_event,
     whitenings,
 )
 from numpyro_diffusion.model.messengers import unwrapped
@@ -161,6 +162,9 @@ class FlowReparam(Reparam):
         base, expand_shape, event_dim = self._unwrap(fn)
         prior = checked_prior(name, base)
         if (whitening := self.whitenings.get(name)) is not None:
+            if expand_shape or prior.batch_shape:
+                shape = expand_shape + prior.batch_shape + prior.event_shape
+                raise ValueError(not_one_event(name, shape, prior.event_shape))
             w = numpyro.sample(f"{name}_base", WhitenedNormal(whitening))
             return None, self.decode(prior, whitening(jnp.asarray(w)))
         shape = prior.batch_shape + prior.event_shape
@@ -264,19 +268,20 @@ class FlowReparam(Reparam):
             Another `FlowReparam`, for this model and these data.
 
         Raises:
-            ValueError: A latent has no value in `draw`, a diffusion site lies in a plate,
-                or `num_directions` is not positive.
+            ValueError: There is no diffusion site, or one is masked or not one event; a
+                latent has no value in `draw`, one of another shape, or one where the log
+                likelihood has no second derivatives; `num_directions` is not positive.
 
         **Example:**
             ```python
             draw = Predictive(nd.handlers.guide(model), num_samples=1)(key, y=y)
             draw = {"x": draw["x"][0], "sigma": draw["sigma"][0]}
             reparam = nd.infer.FlowReparam(20).whitened(model, draw, y=y)
-            mcmc = MCMC(
-                NUTS(nd.infer.reparam_diffusion(model, reparam)),
-                num_warmup=200,
-                num_samples=500,
-            )
+            flow_model = nd.infer.reparam_diffusion(model, reparam)
+            kernel = HMC(
+                flow_model, trajectory_length=np.pi / 2
+            )  # a quarter of a period
+            mcmc = MCMC(kernel, num_warmup=200, num_samples=500)
             mcmc.run(key, y=y, init_params=reparam.encode(model, draw, y=y))
             ```
         """

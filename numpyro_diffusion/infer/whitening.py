@@ -27,13 +27,16 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
+from numpyro import handlers
 from numpyro.distributions import constraints
+from numpyro.distributions.distribution import MaskedDistribution
 from numpyro.infer.util import log_density
 
-from numpyro_diffusion.infer._flow_map import has_flow, latents
+from numpyro_diffusion.infer._flow_map import checked_prior, has_flow, latents
 from numpyro_diffusion.model.messengers import OmitPrior, unwrapped
 from numpyro_diffusion.model.sites import traced
 
@@ -130,23 +133,40 @@ def whitenings(
         num_directions: Directions that are told apart at most.
 
     Raises:
-        ValueError: A latent has no value in `draw`, or a diffusion site lies in a plate.
+        ValueError: There is no diffusion site, one is masked or is not one event, a latent
+            has no value in `draw` or one of another shape, or the likelihood's curvature
+            there is no number.
     """
+    sites = latents(traced(model, args, kwargs, {}))
+    for name, site in sites.items():
+        shape, got = jnp.shape(site["value"]), jnp.shape(draw.get(name, site["value"]))
+        if got != shape:
+            raise ValueError(
+                f"FlowReparam.whitened: draw must hold one draw, {name!r} of shape "
+                f"{shape}, got {got}."
+            )
     noise = reparam.encode(model, draw, *args, **kwargs)
-    names = latents(traced(model, args, kwargs, {}))
-    values = {name: jnp.asarray(draw[name]) for name in names}
+    values = {name: jnp.asarray(draw[name]) for name in sites}
     sites = latents(traced(model, args, kwargs, values))
-    priors = {name: unwrapped(site["fn"]) for name, site in sites.items()}
-    moved = {name: prior for name, prior in priors.items() if has_flow(prior)}
-    weighed = OmitPrior(model, select=lambda msg: msg["name"] in moved)
+    moved = {
+        name: prior
+        for name, site in sites.items()
+        if has_flow(prior := unwrapped(site["fn"]))
+    }
+    if not moved:
+        raise ValueError(
+            "FlowReparam.whitened: the model must have a latent diffusion site over real "
+            f"numbers, before any reparameterisation, got the latents {list(sites)}."
+        )
+    seeded = handlers.seed(model, jax.random.key(0))  # as `encode`, for what it draws
+    weighed = OmitPrior(seeded, select=lambda msg: msg["name"] in moved)
     found = {}
     for name, prior in moved.items():
+        if isinstance(sites[name]["fn"], MaskedDistribution):
+            checked_prior(name, sites[name]["fn"])
         z = noise[f"{name}_base"]
         if z.shape != prior.event_shape:
-            raise ValueError(
-                f"FlowReparam.whitened: {name!r} must lie in no plate, got noise of shape "
-                f"{z.shape} for events of shape {prior.event_shape}."
-            )
+            raise ValueError(not_one_event(name, z.shape, prior.event_shape))
 
         def log_likelihood(x: Array, name: str = name) -> Array:
             density, _ = log_density(weighed, args, kwargs, {**values, name: x})
@@ -154,7 +174,23 @@ def whitenings(
 
         decode = functools.partial(reparam.decode, prior)
         found[name] = leading_directions(decode, log_likelihood, z, num_directions)
+        if not np.all(np.isfinite(found[name].directions)):
+            raise ValueError(
+                "FlowReparam.whitened: draw must be a place where the log likelihood has "
+                f"second derivatives in {name!r}, some are infinite or no numbers there."
+            )
     return found
+
+
+def not_one_event(
+    name: str, shape: tuple[int, ...], event_shape: tuple[int, ...]
+) -> str:
+    """The sentence on a site that is several events."""
+    return (
+        f"FlowReparam.whitened: {name!r} must be one event, in no plate, without a "
+        "sample_shape and under one context, got noise of shape "
+        f"{shape} for events of shape {event_shape}."
+    )
 
 
 @eqx.filter_jit
@@ -173,7 +209,7 @@ def leading_directions(
         num_directions: How many are wanted; no more than the noise has entries.
 
     Returns:
-        The map. Curvatures that are not positive, or no numbers, count as zero.
+        The map. Curvatures that are not positive count as zero.
     """
     size = z.size
     num = min(size, num_directions + _MORE)
@@ -186,13 +222,21 @@ def leading_directions(
         return pulled.reshape(-1)
 
     curved_rows = lambda rows: jax.lax.map(curved, rows, batch_size=_TOGETHER)
+    is_whole = num == size
     rows = jnp.eye(size, dtype=z.dtype)
-    if num < size:
+    if not is_whole:
         rows = jax.random.normal(jax.random.key(0), (num, size), z.dtype)
-        for _ in range(_ROUNDS):
-            rows = jnp.linalg.qr(curved_rows(rows).T)[0].T
-    within = rows @ curved_rows(rows).T
-    values, vectors = jnp.linalg.eigh(0.5 * (within + within.T))
+    applied, lowest = curved_rows(rows), 0.0
+    for _ in range(0 if is_whole else _ROUNDS):
+        # Largest, and not largest in size: what is negative is brought to zero.
+        rows = jnp.linalg.qr((applied - lowest * rows).T)[0].T
+        applied = curved_rows(rows)
+        lowest = jnp.minimum(jnp.linalg.eigvalsh(_symmetric(rows @ applied.T))[0], 0.0)
+    values, vectors = jnp.linalg.eigh(_symmetric(rows @ applied.T))
     kept = slice(-min(num_directions, num), None)
     found = jnp.where(values[kept] > 0.0, values[kept], 0.0)
     return Whitening(vectors[:, kept].T @ rows, found, z.shape)
+
+
+def _symmetric(matrix: Float[Array, "num num"]) -> Float[Array, "num num"]:
+    return 0.5 * (matrix + matrix.T)

@@ -163,6 +163,38 @@ def test_a_likelihood_that_is_not_concave_counts_where_it_is():
     assert np.max(found) < 1e-6
 
 
+def test_a_valley_does_not_hide_what_the_data_know():
+    """Forty directions curve the other way, more strongly than the one that is seen."""
+    reverse = nd.analytic.GaussianReverse(FORWARD, jnp.zeros(60), jnp.eye(60))
+    prior = nd.DiffusionPrior(reverse, (60,))
+
+    def valley():
+        x = numpyro.sample("x", prior)
+        numpyro.factor("valley", 50 * jnp.sum(x[:40] ** 2) - 1e3 * jnp.sum(x[:40] ** 4))
+        numpyro.sample("y", dist.Normal(x[50], 0.2), obs=0.0)
+
+    draw = {"x": jnp.zeros(60)}
+    reparam = FlowReparam(20).whitened(valley, draw, num_directions=4)
+    # 1 / 0.2^2; the flow's own error of a unit variance is below 1e-3.
+    np.testing.assert_allclose(
+        np.sort(reparam.whitenings["x"].curvatures), [0.0, 0.0, 0.0, 25.0], rtol=1e-3
+    )
+
+
+def test_a_subsampled_likelihood_is_whitened():
+    def some(y=None):
+        x = numpyro.sample("x", PRIOR)
+        with numpyro.plate("n", SIZE, subsample_size=8):
+            seen = numpyro.subsample(Y, event_dim=0)
+            which = numpyro.subsample(jnp.arange(SIZE), event_dim=0)
+            numpyro.sample("y", dist.Normal(x[which], SIGMA), obs=seen)
+
+    found = FlowReparam(20).whitened(some, {"x": Y}).whitenings["x"].curvatures
+    # The prior's variances are at most 1, and each datum of eight stands for three.
+    assert np.sum(found > 1e-6) == 8
+    assert np.max(found) < 1.1 * 3.0 / SIGMA**2
+
+
 def test_what_cannot_be_whitened_is_refused():
     def plated(y=None):
         with numpyro.plate("n", 2):
@@ -170,10 +202,33 @@ def test_what_cannot_be_whitened_is_refused():
             numpyro.sample("y", dist.Normal(x, 1.0).to_event(1), obs=y)
 
     y = jnp.stack([Y, Y])
-    with pytest.raises(
-        ValueError, match="'x' must lie in no plate, got noise of shape"
-    ):
+    with pytest.raises(ValueError, match=r"'x' must be one event.*got noise of shape"):
         FlowReparam(4).whitened(plated, {"x": y}, y=y)
+    with pytest.raises(ValueError, match=r"'x' must be one event.*\(2, 24\)"):
+        handlers.seed(reparam_diffusion(plated, whitened(3)), jax.random.key(0))(y)
+    with pytest.raises(
+        ValueError, match=r"one draw, 'x' of shape \(24,\), got \(1, 24"
+    ):
+        FlowReparam(4).whitened(model, {**DRAW, "x": Y[None]}, y=Y)
+    with pytest.raises(
+        ValueError, match=r"latent diffusion site.*\['sigma', 'x_base'\]"
+    ):
+        FlowReparam(4).whitened(
+            reparam_diffusion(model, FlowReparam(4)), DRAW | {"x_base": Y}, y=Y
+        )
+
+    def rooted():
+        x = numpyro.sample("x", PRIOR)
+        numpyro.factor("root", jnp.sum(jnp.sqrt(jnp.abs(x))))
+
+    with pytest.raises(ValueError, match="second derivatives in 'x'"):
+        FlowReparam(4).whitened(rooted, {"x": 0.0 * Y})
+
+    def masked():
+        numpyro.sample("x", PRIOR.mask(False))
+
+    with pytest.raises(ValueError, match="'x' must not be masked"):
+        FlowReparam(4).whitened(masked, {"x": Y})
     with pytest.raises(ValueError, match=r"got none for \['sigma'\]"):
         FlowReparam(4).whitened(model, {"x": Y}, y=Y)
     with pytest.raises(ValueError, match="num_directions must be a positive integer"):
