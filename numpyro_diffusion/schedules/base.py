@@ -3,6 +3,7 @@
 import abc
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
@@ -66,7 +67,9 @@ def at_most_one(
     """
     margin = 4.0 * float(jnp.finfo(angle.dtype).eps)
     end = schedule.angle(jnp.ones((), angle.dtype)) + margin
-    return jnp.where(angle <= end, jnp.minimum(t, 1.0), t)
+    # Subtracted, and not cut off: the derivative at the end is the curve's.
+    excess = jax.lax.stop_gradient(jnp.maximum(t - 1.0, 0.0))
+    return jnp.where(angle <= end, t - excess, t)
 
 
 def _checked_between(

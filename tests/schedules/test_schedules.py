@@ -97,6 +97,17 @@ def test_time_inverts_angle(schedule):
     np.testing.assert_allclose(np.sin(angle) ** 2, schedule.noise(t), atol=1e-15)
 
 
+@pytest.mark.parametrize("name", ["geometric", "edm", "variance_preserving"])
+def test_the_time_of_the_end_is_the_end_and_beyond_it_is_later(name):
+    """What rounding adds is taken off, and no more; the derivative stays the curve's."""
+    schedule = SCHEDULES[name]
+    end = schedule.angle(1.0)
+    assert float(schedule.time(end)) <= 1.0
+    assert float(schedule.time(0.5 * (end + np.pi / 2))) > 1.0 + 1e-6
+    slope = jax.grad(schedule.time)(end) * jax.grad(schedule.angle)(1.0)
+    np.testing.assert_allclose(slope, 1.0, rtol=1e-6)
+
+
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 7, 40, 1000, 2000])
 def test_signal_linear_is_the_paper_schedule(num_steps):
     """alpha_bar_t = 1 - t / T, beta_t = 1 / (T - t + 1), and beta_T = 1 exactly."""
