@@ -192,9 +192,16 @@ def test_convolutions_learn_alike_inside_and_outside_of_loops(monkeypatch):
     learn = lambda: nd.distill(
         prior, 2, key=jax.random.key(1), progress_bar=False, **few
     )
+    outside, entered = distillation.outside_loops, []
+    monkeypatch.setattr(
+        distillation, "outside_loops", lambda: entered.append(1) or outside()
+    )
     single = learn()
+    assert entered
+    entered.clear()
     monkeypatch.setattr(distillation, "wants_single_steps", lambda *_: False)
     fused = learn()
+    assert not entered
     for one, other in zip(
         *(jax.tree.leaves(found.few_steps.reverse) for found in (single, fused)),
         strict=True,

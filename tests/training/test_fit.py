@@ -11,6 +11,7 @@ from tiny_run import FORWARD, gaussian, run, same, small
 import numpyro_diffusion as nd
 from numpyro_diffusion.networks.conv import conv_lax
 from numpyro_diffusion.reverse import AbstractTrainableReverse
+from numpyro_diffusion.training import loop
 from numpyro_diffusion.training.steps import wants_single_steps
 
 
@@ -126,8 +127,12 @@ def test_steps_are_single_on_a_cpu_for_networks_with_convolutions():
 
 
 @pytest.mark.gate
-def test_convolutions_train_alike_inside_and_outside_of_loops():
+def test_convolutions_train_alike_inside_and_outside_of_loops(monkeypatch):
     """With one step a call, the default on a CPU, XLA's own gradient; else by patches."""
+    compiled, taken = loop.compiled_steps, []
+    monkeypatch.setattr(
+        loop, "compiled_steps", lambda *a: taken.append(a[1]) or compiled(*a)
+    )
     unet = nd.networks.UNet((4, 4), width=8, multipliers=(1,), key=jax.random.key(0))
     reverse = nd.DenoisingReverse(nd.GaussianForward(nd.schedules.cosine()), unet)
     images = np.asarray(jax.random.normal(jax.random.key(1), (64, 4, 4)))
@@ -145,6 +150,7 @@ def test_convolutions_train_alike_inside_and_outside_of_loops():
     ]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-8)
     np.testing.assert_array_equal(losses[0], losses[2])
+    assert taken == [1, 3, 1]
 
 
 def with_nan():
