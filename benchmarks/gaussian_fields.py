@@ -37,14 +37,17 @@ def spectrum(side: int) -> np.ndarray:
 
 
 class Filter(eqx.Module):
-    """The exact denoiser of a field."""
+    """The exact denoiser of a field, or of its modes each alone."""
 
     schedule: Any
     spectrum: Array
+    of_modes: bool = eqx.field(static=True, default=False)
 
     def __call__(self, x: Array, t: Array) -> Array:
         kept, noise = self.schedule.alpha_bar(t), self.schedule.noise(t)
         gain = jnp.sqrt(kept) * self.spectrum / (kept * self.spectrum + noise)
+        if self.of_modes:
+            return gain * x
         return jnp.fft.irfft2(gain * jnp.fft.rfft2(x), x.shape)
 
 
@@ -93,6 +96,15 @@ def make_prior(side: int, num_steps: int) -> nd.DiffusionPrior:
     return nd.DiffusionPrior(reverse, (side, side), num_steps)
 
 
+def flow_modes(side: int, reparam: nd.infer.FlowReparam) -> np.ndarray:
+    """Variances of the modes of what the flow draws, whose steps leave an error."""
+    forward, modes = nd.GaussianForward(nd.schedules.cosine()), spectrum(side)
+    network = Filter(forward.schedule, jnp.asarray(modes, jnp.float32), of_modes=True)
+    reverse = nd.DenoisingReverse(forward, network, nd.DataPrediction())
+    prior = nd.DiffusionPrior(reverse, modes.shape, 50)
+    return np.asarray(reparam.decode(prior, jnp.ones(modes.shape)), np.float64) ** 2
+
+
 class Field(NamedTuple):
     """One observed field.
 
@@ -115,11 +127,7 @@ class Field(NamedTuple):
         truth = _prior_draw(rng, side)
         y = truth[:, : side // 2]
         y = y + TRUE_SCALE * rng.standard_normal(y.shape)
-        covariance = np.fft.irfft2(spectrum(side), (side, side))
-        of_rows = np.fft.fft(covariance, axis=0).real
-        column = np.arange(side // 2)
-        matrices = of_rows[:, (column[:, None] - column[None, :]) % side]
-        return cls(truth, y, *np.linalg.eigh(matrices))
+        return cls(truth, y, *of_left_half(spectrum(side)))
 
     @property
     def side(self) -> int:
@@ -161,6 +169,18 @@ class Field(NamedTuple):
         """Coordinates of a left half along the eigenvectors."""
         rows = np.fft.fft(seen, axis=0, norm="ortho")
         return np.einsum("kce,kc->ke", self.eigenvectors, rows)
+
+
+def of_left_half(modes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues and eigenvectors of the covariance of a left half, as `Field` has them.
+
+    Args:
+        modes: Variances of the modes of `rfft2` of the whole.
+    """
+    side = len(modes)
+    of_rows = np.fft.fft(np.fft.irfft2(modes, (side, side)), axis=0).real
+    column = np.arange(side // 2)
+    return np.linalg.eigh(of_rows[:, (column[:, None] - column[None, :]) % side])
 
 
 def _prior_draw(rng: np.random.Generator, side: int) -> np.ndarray:
