@@ -11,16 +11,27 @@
 import contextlib
 import difflib
 import importlib
+import math
 import shlex
 import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import click
 
-__all__ = ["Command", "Failure", "go_on", "nearest", "needed", "shared"]
+__all__ = [
+    "Command",
+    "Failure",
+    "FloatRange",
+    "IntRange",
+    "go_on",
+    "nearest",
+    "needed",
+    "shared",
+]
 
 _GO_ON = "numpyro_diffusion.cli.go_on"
 _WORDS = "numpyro_diffusion.cli.words"
@@ -33,6 +44,29 @@ class Failure(click.ClickException):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
+
+
+class FloatRange(click.FloatRange):
+    """A number of a range; click's own lets "nan" through, which is in none."""
+
+    name = "number"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Any:
+        """The number, or a usage error that names the range."""
+        found = super().convert(value, param, ctx)
+        if math.isnan(found):
+            self.fail(
+                f"{value} is not in the range {self._describe_range()}.", param, ctx
+            )
+        return found
+
+
+class IntRange(click.IntRange):
+    """A whole number of a range, and called so where it is none."""
+
+    name = "whole number"
 
 
 class _Terminated(BaseException):
@@ -56,8 +90,7 @@ class Command(click.Command):
         except (KeyboardInterrupt, _Terminated) as stop:
             is_term = isinstance(stop, _Terminated)
             word, code = ("Terminated", 143) if is_term else ("Interrupted", 130)
-            then = ctx.meta.get(_GO_ON, "Nothing was written.")
-            click.echo(f"\n{word}. {then}", err=True)
+            click.echo(f"\n{word}. {_what_is_left(ctx)}", err=True)
             ctx.exit(code)
         except (click.ClickException, click.exceptions.Exit, BrokenPipeError) as error:
             if shows_traceback and isinstance(error, Failure):
@@ -86,17 +119,26 @@ def shared(function: Callable) -> Callable:
     )(function)
 
 
-def go_on(sentence: str, *more: str) -> None:
-    """Say what an interrupted run leaves behind.
+def go_on(state: Path, *more: str) -> None:
+    """Say what an interrupted run leaves behind, once it has left something.
 
     Args:
-        sentence: What an interrupted user is told first.
+        state: The file of the run's state.
         *more: Words to add to the command, which then goes on.
     """
     ctx = click.get_current_context()
     words = [word for word in ctx.meta[_WORDS] if word not in more]
     command = shlex.join([*ctx.command_path.split(), *words, *more])
-    ctx.meta[_GO_ON] = f"{sentence} To go on: {command}"
+    ctx.meta[_GO_ON] = (state, f"To go on: {command}")
+
+
+def _what_is_left(ctx: click.Context) -> str:
+    state, how = ctx.meta.get(_GO_ON, (None, ""))
+    if state is None:
+        return "Nothing was written."
+    if not state.exists():
+        return "Nothing was written yet: the same command starts again."
+    return f"The state of the run is kept in {state}. {how}"
 
 
 def needed(module: str, purpose: str) -> Any:

@@ -26,6 +26,7 @@ SCALES = ("auto", "all", "entry", "none")
 # Beyond this ratio of offset to spread, single precision keeps less than three digits.
 _MOST_OFFSET = 1e4
 _MANY_ENTRIES = 64
+_OF_THE_OTHER = {"mlp": "patch", "unet": "depth"}
 
 
 class Plan(NamedTuple):
@@ -57,10 +58,16 @@ def plan(event_shape: tuple[int, ...], **chosen: Any) -> Plan:
         **chosen: Fields of a `Plan`; None where nothing was chosen.
 
     Raises:
-        Failure: The events look like images with their channels first.
+        Failure: The events look like images with their channels first, or an option is of
+            the other network.
     """
     given = {name: value for name, value in chosen.items() if value is not None}
     kind = given.get("network") or ("unet" if _is_image(event_shape) else "mlp")
+    if (other := _OF_THE_OTHER[kind]) in given:
+        raise Failure(
+            f"--{other} is not of the network of events of shape {event_shape}, which is "
+            f"--network {kind}."
+        )
     patch = given.get("patch") or (_patch(event_shape) if kind == "unet" else 1)
     found = Plan("mlp", 128, 3, 1, 5000)
     if kind == "unet":

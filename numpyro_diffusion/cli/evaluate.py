@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import numpyro_diffusion as nd
-from numpyro_diffusion.cli.app import Command, Failure, shared
+from numpyro_diffusion.cli.app import Command, Failure, IntRange, shared
 from numpyro_diffusion.cli.priors import Prior, load_prior, prior_argument
 from numpyro_diffusion.cli.reading import read_data
 from numpyro_diffusion.cli.sample import draws_of
@@ -27,14 +27,14 @@ np.save('new.npy', 140 * np.c_[np.cos(a), np.sin(a)])"
 numpyro-diffusion evaluate ring.nd new.npy
 """
 
-_POSITIVE = click.IntRange(min=1)
+_POSITIVE = IntRange(min=1)
 
 
 @click.command(cls=Command, epilog=_EXAMPLE)
 @prior_argument
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--variable", help="Which array of an npz, netCDF or zarr file.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=IntRange(min=0), default=0, show_default=True)
 @click.option(
     "--num-events",
     type=_POSITIVE,
@@ -44,7 +44,7 @@ _POSITIVE = click.IntRange(min=1)
 )
 @click.option(
     "--bound-steps",
-    type=click.IntRange(min=2),
+    type=IntRange(min=2),
     default=1000,
     show_default=True,
     help="Steps of the chain whose bound is computed.",
@@ -58,7 +58,7 @@ _POSITIVE = click.IntRange(min=1)
 )
 @click.option(
     "--density-events",
-    type=click.IntRange(min=0),
+    type=IntRange(min=0),
     default=8,
     show_default=True,
     help="Events whose density is computed by the probability flow, which is slow; 0 for "

@@ -77,6 +77,11 @@ def _mask(path: Path, mask: np.ndarray | None, y: np.ndarray) -> np.ndarray:
         return np.ones(y.shape, bool)
     if mask.dtype.kind not in "biuf" or not np.all((mask == 0) | (mask == 1)):
         raise Failure(f"{path}: mask must be 1 where y was seen and 0 elsewhere.")
+    if not np.any(mask):
+        raise Failure(
+            f"{path}: mask must be 1 where y was seen, it is 0 everywhere; to draw from "
+            "the prior alone there is sample."
+        )
     return _broadcast(path, "mask", mask, y) == 1
 
 

@@ -15,25 +15,35 @@ _MOST_ROWS, _NUM_DRAWS, _NUM_POINTS = 8, 4, 200
 
 
 def save_posterior(
-    path: Path, seen: Observation, draws: np.ndarray, event_shape: tuple[int, ...]
+    path: Path, seen: Observation, draws: np.ndarray, prior: nd.DiffusionPrior
 ) -> None:
     """Draw images as images, and anything else entry by entry.
+
+    Entries with a scale of their own are drawn in deviations of the prior from its mean:
+    on one axis of the data's units the smaller ones would be lines.
 
     Args:
         path: A png file.
         seen: The observation; of several, eight are shown.
         draws: Shape (num_chains, num_samples, *y), in the units of the data.
-        event_shape: Shape of one event.
+        prior: The prior.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(layout="constrained")
+    event_shape = prior.event_shape
     if is_drawable(event_shape):
         y, mask = (array.reshape(-1, *event_shape) for array in (seen.y, seen.mask))
         num_draws = draws.shape[0] * draws.shape[1]
         _images(figure, y, mask, draws.reshape(num_draws, -1, *event_shape))
     else:
-        _entries(figure, seen, draws)
+        unit = "value"
+        scaling = prior.scaling
+        if scaling is not None and np.ndim(scaling.scale):
+            draws = np.asarray(scaling.standardise(draws))
+            seen = seen._replace(y=np.asarray(scaling.standardise(seen.y)))
+            unit = "standard deviations of the prior, from its mean"
+        _entries(figure, seen, draws, unit)
     figure.savefig(path, dpi=110)
 
 
@@ -53,7 +63,7 @@ def _images(figure: Any, y: np.ndarray, mask: np.ndarray, draws: np.ndarray) -> 
     )
 
 
-def _entries(figure: Any, seen: Observation, draws: np.ndarray) -> None:
+def _entries(figure: Any, seen: Observation, draws: np.ndarray, unit: str) -> None:
     """Draws as points above each entry, of all events: a band would hide two modes."""
     flat = draws.reshape(draws.shape[0] * draws.shape[1], -1)
     rows = np.linspace(0, len(flat) - 1, min(len(flat), _NUM_POINTS)).astype(int)
@@ -65,5 +75,5 @@ def _entries(figure: Any, seen: Observation, draws: np.ndarray) -> None:
     mask = seen.mask.ravel()
     axis.plot(places[mask], seen.y.ravel()[mask], "x", ms=9, mew=2, label="seen")
     axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.set(xlabel="entry", ylabel="value")
+    axis.set(xlabel="entry", ylabel=unit)
     axis.legend()

@@ -51,6 +51,13 @@ class Prior(NamedTuple):
             size, [f"axis_{i}" for i in range(size)]
         )
 
+    @property
+    def coords(self) -> dict[str, list[Any]]:
+        """Numbers or words along an event's axes, as the data's file has them."""
+        sizes = dict(zip(self.dims, self.prior.event_shape, strict=True))
+        found = self.card.get("coords") or {}
+        return {dim: v for dim, v in found.items() if len(v) == sizes.get(dim)}
+
     def to_levels(self, draws: np.ndarray) -> np.ndarray:
         """The integers whose noisy versions these numbers are.
 

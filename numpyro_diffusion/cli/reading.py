@@ -28,12 +28,15 @@ class Data(NamedTuple):
         name: Of the variable, where files have several.
         dims: Names of its axes, where the file names them.
         units: As the file spells them.
+        coords: Numbers or words along its axes, where the file has them, by name of the
+            axis.
     """
 
     values: np.ndarray
     name: str | None = None
     dims: tuple[str, ...] | None = None
     units: str | None = None
+    coords: dict[str, list[Any]] | None = None
 
 
 def read_data(path: Path, variable: str | None = None) -> Data:
@@ -84,7 +87,10 @@ def check_numbers(path: Path, values: np.ndarray) -> None:
         Failure: It does not; the first place of such is named.
     """
     if values.dtype.kind not in "iuf":
-        raise Failure(f"{path} must hold real numbers, got an array of {values.dtype}.")
+        hint = "; save x.astype('uint8')" if values.dtype.kind == "b" else ""
+        raise Failure(
+            f"{path} must hold real numbers, got an array of {values.dtype}{hint}."
+        )
     if values.ndim == 0:
         raise Failure(f"{path} must hold an array, got one number.")
     if values.dtype.kind != "f":
@@ -145,10 +151,29 @@ def _chosen(path: Path, names: Iterable[Any], variable: str | None) -> str:
 
 
 def _loaded(path: Path, **how: Any) -> Any:
+    _check_start(path, (b"\x93NUMPY", b"PK"), "a file of NumPy")
     try:
         return np.load(path, allow_pickle=False, **how)
     except (ValueError, EOFError, OSError) as error:
-        raise Failure(f"{path} cannot be read: {error}") from error
+        raise Failure(f"{path} cannot be read: {_without_pickle(error)}") from error
+
+
+def _check_start(path: Path, starts: tuple[bytes, ...], what: str) -> None:
+    """Name a file that is something else; its suffix was believed until here."""
+    try:
+        with open(path, "rb") as file:
+            first = file.read(8)
+    except OSError as error:
+        raise Failure(f"{path} cannot be read: {error.strerror}.") from error
+    if not first.startswith(starts):
+        raise Failure(f"{path} must be {what}, and does not start as one.")
+
+
+def _without_pickle(error: Exception) -> str:
+    """NumPy's words for arrays of Python objects name an option that there is not here."""
+    if "allow_pickle" in str(error) or "Python objects" in str(error):
+        return "it holds Python objects, which could run code; save arrays of numbers."
+    return str(error)
 
 
 def _opened_npz(path: Path) -> Any:
@@ -163,18 +188,21 @@ def _opened_npz(path: Path) -> Any:
 def _opened_netcdf(path: Path) -> Any:
     xarray = needed("xarray", "Reading netCDF")
     needed("h5netcdf", "Reading netCDF")
+    _check_start(path, (b"CDF", b"\x89HDF"), "a netCDF file")
     try:
         return xarray.open_dataset(path)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, LookupError, TypeError) as error:
+        # Of a file that is cut short, readers say whatever they stumbled over.
         raise Failure(f"{path} cannot be read as netCDF: {error}") from error
 
 
 def _of_xarray(path: Path, file: Any, variable: str | None) -> Data:
     name = _chosen(path, file.data_vars, variable)
     array = file[name]
-    return Data(
-        array.values, name, tuple(map(str, array.dims)), array.attrs.get("units")
-    )
+    dims = tuple(map(str, array.dims))
+    coords = {dim: array.coords[dim].values for dim in dims[1:] if dim in array.coords}
+    plain = {d: v.tolist() for d, v in coords.items() if v.dtype.kind in "iufU"}
+    return Data(array.values, name, dims, array.attrs.get("units"), plain)
 
 
 def _read_zarr(path: Path, variable: str | None) -> Data:

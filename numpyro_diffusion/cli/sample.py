@@ -8,7 +8,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 import numpyro_diffusion as nd
-from numpyro_diffusion.cli.app import Command, Failure, needed, shared
+from numpyro_diffusion.cli.app import Command, Failure, IntRange, needed, shared
 from numpyro_diffusion.cli.images import is_drawable, write_folder
 from numpyro_diffusion.cli.priors import Prior, load_prior, prior_argument
 from numpyro_diffusion.cli.writing import check_free, whole
@@ -23,17 +23,17 @@ numpyro-diffusion sample mnist --num 16 --out digits --black-white 1 0
 
 @click.command(cls=Command, epilog=_EXAMPLE)
 @prior_argument
-@click.option("--num", type=click.IntRange(min=1), default=1000, show_default=True)
+@click.option("--num", type=IntRange(min=1), default=1000, show_default=True)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     required=True,
     help="A file .npy, .npz or .nc (netCDF); without a suffix a folder of png images.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=IntRange(min=0), default=0, show_default=True)
 @click.option(
     "--batch-size",
-    type=click.IntRange(min=1),
+    type=IntRange(min=1),
     default=256,
     show_default=True,
     help="Events in memory at a time; draws depend on it.",
@@ -163,6 +163,8 @@ def _write(path: Path, found: Prior, draws: np.ndarray) -> None:
         import xarray as xr
 
         attrs = {} if found.units is None else {"units": found.units}
-        array = xr.DataArray(draws, dims=["draw", *found.dims], attrs=attrs)
+        array = xr.DataArray(
+            draws, dims=["draw", *found.dims], coords=found.coords, attrs=attrs
+        )
         name = found.card.get("variable") or "x"
         array.to_dataset(name=name).to_netcdf(path, engine="h5netcdf")

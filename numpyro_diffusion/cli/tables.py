@@ -9,8 +9,11 @@ __all__ = ["show"]
 
 
 def show(title: str, rows: Mapping[str, Any]) -> None:
-    """Print a title and a line for each value; of a nested table each one gets its own."""
-    flat = dict(_flat(rows))
+    """Print a title and a line for each value; of a nested table each one gets its own.
+
+    What is None, as an option that was not given, has none.
+    """
+    flat = {name: value for name, value in _flat(rows) if value is not None}
     width = max(map(len, flat), default=0)
     click.echo(title)
     for name, value in flat.items():

@@ -13,7 +13,14 @@ import jax
 import numpy as np
 
 import numpyro_diffusion as nd
-from numpyro_diffusion.cli.app import Command, Failure, go_on, shared
+from numpyro_diffusion.cli.app import (
+    Command,
+    Failure,
+    FloatRange,
+    IntRange,
+    go_on,
+    shared,
+)
 from numpyro_diffusion.cli.config import config_option
 from numpyro_diffusion.cli.defaults import (
     SCALES,
@@ -36,8 +43,8 @@ np.save('ring.npy', 140 * np.c_[np.cos(a), np.sin(a)])"
 numpyro-diffusion train ring.npy --width 64 --depth 2 --num-steps 1000 --out ring.nd
 """
 
-_POSITIVE = click.IntRange(min=1)
-_SHARE = click.FloatRange(0.0, 1.0, min_open=True, max_open=True)
+_POSITIVE = IntRange(min=1)
+_SHARE = FloatRange(0.0, 1.0, min_open=True, max_open=True)
 
 
 @click.command(cls=Command, epilog=_EXAMPLE)
@@ -51,7 +58,7 @@ _SHARE = click.FloatRange(0.0, 1.0, min_open=True, max_open=True)
     help="The file of the prior.",
 )
 @click.option("--variable", help="Which array of an npz, netCDF or zarr file.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=IntRange(min=0), default=0, show_default=True)
 @click.option(
     "--dequantise/--no-dequantise",
     default=None,
@@ -87,7 +94,7 @@ _SHARE = click.FloatRange(0.0, 1.0, min_open=True, max_open=True)
 @click.option("--batch-size", type=_POSITIVE, default=128, show_default=True)
 @click.option(
     "--learning-rate",
-    type=click.FloatRange(min=0.0, min_open=True),
+    type=FloatRange(min=0.0, min_open=True),
     default=1e-3,
     show_default=True,
     help="Of Adam, after a warm-up; it decays to zero.",
@@ -108,7 +115,7 @@ _SHARE = click.FloatRange(0.0, 1.0, min_open=True, max_open=True)
 )
 @click.option(
     "--error-components",
-    type=click.IntRange(min=0),
+    type=IntRange(min=0),
     help="Principal components along which that error is measured, which posteriors of "
     "many entries are worth. By default 100, half of the entries if these are fewer, and "
     "none below 64 entries.",
@@ -155,11 +162,12 @@ def train(data: Path, out: Path, **options: Any) -> None:
         click.echo(f"{out} is done already.", err=True)
         return
     _prepare(out, checkpoint, resume=resume, overwrite=overwrite)
-    go_on(f"The state of the run is kept in {checkpoint}.", "--resume")
+    go_on(checkpoint, "--resume")
 
     found = read_data(data, options["variable"])
     is_levels = _are_levels(data, found.values, options["dequantise"])
     event_shape = found.values.shape[1:]
+    _check_number(data, len(found.values), options["validation_fraction"])
     chosen = plan(
         event_shape,
         network=None if options["network"] == "auto" else options["network"],
@@ -200,10 +208,21 @@ def train(data: Path, out: Path, **options: Any) -> None:
         result.reverse, event_shape, options["chain_steps"], scaling=scaling
     )
     card = _card(found, settings, result, is_levels=is_levels)
+    card["trained"] = chosen._asdict()
     nd.save(out, prior, card=card)
     checkpoint.unlink(missing_ok=True)
     if not quiet:
         click.echo(f"written: {out} (loss {card['loss']:.4f})", err=True)
+
+
+def _check_number(data: Path, num: int, fraction: float) -> None:
+    """As `fit` splits them, but before a network is made."""
+    if not 0 < round(num * fraction) < num:
+        raise Failure(
+            f"{data} holds {num} {'event' if num == 1 else 'events'}, of which "
+            f"--validation-fraction {fraction:g} leaves none on one side: more events, or "
+            "another share."
+        )
 
 
 def _prepare(out: Path, checkpoint: Path, *, resume: bool, overwrite: bool) -> None:
@@ -246,6 +265,7 @@ def _card(
         "variable": found.name,
         "num_events": len(values),
         "dims": None if found.dims is None else list(found.dims[1:]),
+        "coords": found.coords,
         "units": found.units,
         "dtype": str(values.dtype),
         "levels": levels,

@@ -182,7 +182,8 @@ def check_losses(
     bad = ~np.isfinite(losses[first : first + count])
     if bad.any():
         cause = "" if all_seen else " Or the data of that step hold a NaN or infinity."
-        kept = "" if checkpoint is None else f" The last good state is in {checkpoint}."
+        is_kept = checkpoint is not None and os.path.exists(checkpoint)
+        kept = f" The last good state is in {checkpoint}." if is_kept else ""
         raise FloatingPointError(
             f"fit: the loss became NaN or infinite at step {first + int(bad.argmax())}; "
             f"try a smaller learning rate.{cause}{kept}"

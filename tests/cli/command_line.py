@@ -5,7 +5,7 @@ from click.testing import CliRunner
 
 from numpyro_diffusion.cli import main
 
-TINY = ("--width", 4, "--depth", 1, "--num-steps", 20, "--batch-size", 8, "--quiet")
+TINY = ("--width", 4, "--num-steps", 20, "--batch-size", 8, "--quiet")
 
 
 def run(*words, code=0):

@@ -22,6 +22,9 @@ Z_COVARIANCE = np.array([[1.0, 0.6, 0.2], [0.6, 0.8, -0.1], [0.2, -0.1, 0.5]])
 MEAN, COVARIANCE = SHIFT + SCALE * Z_MEAN, SCALE**2 * Z_COVARIANCE
 
 
+CARD = {"units": "mm", "dims": ["place"], "coords": {"place": [2.5, 4.0, 8.5]}}
+
+
 @pytest.fixture
 def prior(tmp_path):
     """The file of a Gaussian law, whose chain is exact."""
@@ -31,7 +34,7 @@ def prior(tmp_path):
     )
     scaling = nd.datasets.Scaling(SHIFT, SCALE)
     prior = nd.DiffusionPrior(reverse, (3,), num_steps=20, scaling=scaling)
-    nd.save(tmp_path / "gauss.nd", prior, card={"units": "mm", "dims": ["place"]})
+    nd.save(tmp_path / "gauss.nd", prior, card=CARD)
     return tmp_path / "gauss.nd"
 
 
@@ -91,6 +94,7 @@ def test_known_noise_gives_the_closed_form(num, method, prior, tmp_path):
     group, ess = found_by(out)
     assert group["x"].dims == ("chain", "draw", *["event"][: num - 1], "place")
     assert group["x"].attrs["units"] == "mm"
+    np.testing.assert_array_equal(group["place"], CARD["coords"]["place"])
     mean = np.squeeze(np.stack([mean for mean, _, _ in exact]))
     sd = np.sqrt(np.diag(exact[0][1]))
     assert within(group["x"].values, ess, mean, sd)
@@ -175,6 +179,17 @@ def test_evaluate_gives_the_entropy_of_a_law_that_is_right(prior, tmp_path):
 
 
 GOOD = np.array([50.0, 51.0, 52.0])
+
+
+@pytest.mark.gate
+def test_an_observation_beyond_the_prior_puts_the_evidence_in_doubt(prior, tmp_path):
+    np.savez(tmp_path / "seen.npz", y=[1e6, 1e6, -1e6])
+    words = ("condition", prior, tmp_path / "seen.npz", "--noise", 1, "--quiet")
+    small = ("--samples", 8, "--particles", 64, "--chains", 2)
+    said = run(*words, *small, "--out", tmp_path / "posterior.nc").stderr
+    assert "of 64 particles carry the weight at one step: the evidence may be" in said
+
+
 BAD = {
     "no y": ({"x": GOOD}, "must hold y, and if need be mask and noise, got 'x'"),
     "only a mask": ({"mask": GOOD > 51}, "must hold y, the observation"),
@@ -191,6 +206,7 @@ BAD = {
     "mask": ({"y": GOOD, "mask": [0, 1, 2]}, "mask must be 1 where y was seen and 0"),
     "mask's shape": ({"y": GOOD, "mask": [0, 1]}, "mask must broadcast to y"),
     "noise": ({"y": GOOD, "noise": [1.0, 0.0, 1.0]}, "noise must be positive"),
+    "nothing seen": ({"y": GOOD, "mask": [0, 0, 0]}, "it is 0 everywhere"),
     "noise twice": ({"y": GOOD, "noise": 2.0}, "holds noise already"),
 }
 
@@ -217,6 +233,8 @@ def test_the_noise_is_said_once(prior, tmp_path):
         assert "The noise must be said once" in line
     line = fault("condition", prior, path, "--noise", 0.0, code=2)
     assert "0.0 is not in the range 0.0<x" in line
+    line = fault("condition", prior, path, "--noise", "nan", code=2)
+    assert "nan is not in the range 0.0<x" in line
     line = fault("condition", prior, path, "--noise", 1, "--samples", 2000, code=2)
     assert "--samples must be at most --particles=1024" in line
 
@@ -231,7 +249,7 @@ def test_priors_are_files_or_ship_with_the_package(tmp_path, prior):
     shown = json.loads(run("info", prior, "--json").stdout)
     assert shown["event shape"] == [3]
     assert shown["units"] == "those of the data mm: shift 50, scale 4"
-    assert shown["card"] == {"units": "mm", "dims": ["place"]}
+    assert shown["card"] == CARD
 
 
 def test_info_tells_the_network_of_a_shipped_prior():
@@ -267,5 +285,6 @@ def test_fewer_draws_are_the_first_of_more_and_netcdf_has_names(prior, tmp_path)
         xr.open_dataset(tmp_path / "b.nc") as b,
     ):
         assert (a["x"].dims, a["x"].attrs["units"]) == (("draw", "place"), "mm")
+        np.testing.assert_array_equal(a["place"], CARD["coords"]["place"])
         assert b["x"].shape == (12, 3)
         np.testing.assert_array_equal(a["x"].values, b["x"].values[:5])

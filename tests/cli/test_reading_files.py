@@ -43,7 +43,8 @@ def zarr_group(folder):
 
 
 def dataset():
-    array = xr.DataArray(DATA, dims=["time", "place"], attrs={"units": "K"})
+    coords = {"time": np.arange(4), "place": [0.5, 1.5, 4.0]}
+    array = xr.DataArray(DATA, coords, dims=["time", "place"], attrs={"units": "K"})
     return xr.Dataset({"t": array, "other": ("n", np.zeros(3))})
 
 
@@ -70,6 +71,7 @@ def test_what_was_written_comes_back(write, tmp_path):
     assert (found.units, found.dims) == (
         ("K", ("time", "place")) if named else (None, None)
     )
+    assert found.coords == ({"place": [0.5, 1.5, 4.0]} if named else None)
 
 
 def test_a_packed_netcdf_variable_comes_in_its_units(tmp_path):
@@ -160,6 +162,11 @@ def cut_npy(folder):
     return folder / "a.npy"
 
 
+def objects(folder):
+    np.save(folder / "a.npy", np.array([{}, {}]))
+    return folder / "a.npy"
+
+
 def misspelt(folder):
     np.save(folder / "a.npy", DATA)
     return folder / "b.npy"
@@ -180,14 +187,17 @@ BAD = {
         with_values(np.array(["a"])),
         "must hold real numbers, got an array of <U1",
     ),
-    "bits": (with_values(DATA > 1), "must hold real numbers, got an array of bool"),
+    "bits": (with_values(DATA > 1), r"an array of bool; save x.astype\('uint8'\)"),
     "complex": (with_values(DATA * 1j), "must hold real numbers, got .*complex128"),
     "one number": (with_values(np.array(1.0)), "must hold an array, got one number"),
     "no events": (with_values(DATA[:0]), r"must hold events, got shape \(0, 3\)"),
-    "code": (text(pickle.dumps(print), "a.npy"), "cannot be read"),
+    "code": (text(pickle.dumps(print), "a.npy"), "must be a file of NumPy, and does"),
+    "objects": (objects, "cannot be read: it holds Python objects, which could run"),
     "cut short": (cut_npy, "cannot be read"),
-    "no npz": (text(b"zip", "a.npz"), "cannot be read"),
-    "no netCDF": (text(b"cdf", "a.nc"), "cannot be read as netCDF"),
+    "no npz": (text(b"zip", "a.npz"), "must be a file of NumPy, and does not start"),
+    "cut npz": (text(b"PK zip", "a.npz"), "cannot be read"),
+    "no netCDF": (text(b"cdf", "a.nc"), "must be a netCDF file, and does not start"),
+    "cut netCDF": (text(b"CDF\x01", "a.nc"), "cannot be read as netCDF"),
     "no zarr": (not_zarr, "cannot be read as zarr"),
     "another size": (odd_image, "c.png has 6x5 pixels in grey, b0.png has 4x5 pixels"),
     "another colour": (coloured_image, "c.png has 4x5 pixels in colour"),

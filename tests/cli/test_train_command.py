@@ -96,7 +96,7 @@ def test_options_from_a_file_and_flags_that_win(tmp_path):
 
 BAD_CONFIG = {
     "num-stps = 3": "unknown key 'num-stps'. Did you mean 'num-steps'?",
-    "num-steps = 1.5": "'1.5' is not a valid integer range",
+    "num-steps = 1.5": "'1.5' is not a valid whole number",
     "num-steps = [1]": "num-steps must be one value, got [1].",
     "num-steps 3": "is no TOML",
     "network = 'transformer'": "'transformer' is not one of",
@@ -168,6 +168,26 @@ def test_a_run_that_was_interrupted_goes_on_to_the_same_prior(tmp_path, monkeypa
     assert same(out, tmp_path / "whole.nd")
 
 
+def test_a_run_that_has_left_nothing_says_so(tmp_path, monkeypatch):
+    _, path = vectors(tmp_path)
+    words = ("train", path, *TINY, "--out", tmp_path / "a.nd")
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            nd, "fit", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
+        stopped = run(*words, code=130)
+    assert "Nothing was written yet: the same command starts again." in stopped.stderr
+    line = fault(*words, "--learning-rate", 1e30)
+    assert "the loss became NaN or infinite" in line
+    assert "last good state" not in line
+
+
+def test_no_number_is_in_no_range(tmp_path):
+    for option in ("--learning-rate", "--ema-decay", "--validation-fraction"):
+        line = fault("train", tmp_path / "data.npy", option, "nan", code=2)
+        assert f"Invalid value for '{option}': nan is not in the range" in line
+
+
 @pytest.mark.gate
 def test_a_run_without_a_checkpoint_yet_starts_at_the_beginning(tmp_path):
     _, path = vectors(tmp_path)
@@ -197,7 +217,21 @@ BAD_DATA = {
         "(3, 8, 8) look like images with their channels first",
     ),
     "levels": (ONES, ("--dequantise",), "must hold integers to be dequantised"),
-    "too few": (np.arange(2.0), (), "fit: validation_fraction must leave at least one"),
+    "too few": (
+        np.arange(2.0),
+        (),
+        "holds 2 events, of which --validation-fraction 0.1 leaves none on one side",
+    ),
+    "depth of a U-Net": (
+        np.random.default_rng(0).normal(size=(20, 8, 8)),
+        ("--depth", 2),
+        "--depth is not of the network of events of shape (8, 8), which is --network unet",
+    ),
+    "patch of an MLP": (
+        np.random.default_rng(0).normal(size=(20, 2)),
+        ("--patch", 2),
+        "--patch is not of the network of events of shape (2,), which is --network mlp",
+    ),
     "patch": (
         np.random.default_rng(0).normal(size=(20, 8, 8)),
         ("--network", "unet", "--patch", 3),
