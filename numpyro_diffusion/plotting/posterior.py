@@ -191,6 +191,11 @@ def _drawn(
         value = value.transpose("chain", "draw", ...)
         labels = [f"{d} {c}" for d in value.dims[2:3] for c in value[d].values]
         value = value.values.reshape(-1, *value.shape[2:])
+    if var_name is None and (hasattr(draws, "groups") or hasattr(draws, "children")):
+        raise ValueError(
+            f"{_CALLER}: var_name must say which variable of ArviZ's data is drawn, got "
+            f"None for draws={type(draws).__name__}."
+        )
     checked_array(_CALLER, "draws", value, least_ndim=3)
     return np.asarray(value, dtype=float), labels
 

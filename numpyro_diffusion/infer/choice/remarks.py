@@ -1,5 +1,6 @@
 """What is said of a suggestion beside the way to it: settings, other ways, preparations."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -109,8 +110,8 @@ def preparations(key: str, traits: Traits) -> list[str]:
         if traits.is_trained and not traits.has_components:
             found.append(
                 "measure components of the denoising error, nd.denoising_error(..., "
-                "num_components=128): particles then know which entries go together "
-                "(docs/symptoms/one-particle.md)"
+                f"num_components={min(128, math.prod(traits.event_shape))}): particles "
+                "then know which entries go together (docs/symptoms/one-particle.md)"
             )
         if traits.steps_wanted > traits.num_steps:
             found.append(
