@@ -208,7 +208,7 @@ def test_the_shipped_prior_is_scored_beside_it(script, tmp_path):
 def test_table_2_is_written_from_the_results(script):
     scores = {
         f"parzen_{kind}, {name}": value
-        for name in ("model", "training images")
+        for name in ("model", "means", "training images")
         for kind, value in (("nats", 100.0), ("standard_error", 2.0))
     }
     cost = {"train_steps": 5, "batch_size": 6, "train_seconds": 120}
